@@ -1,0 +1,260 @@
+"""Every setting of a run, in frozen dataclasses: built once, checked once, saved beside the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ASSETS = Path(__file__).parent / "assets"
+TINY_BASE = "tiny-sd-turbo"  # ours, embedded in helpers/assets
+SD_TURBO = "stabilityai/sd-turbo"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which faces, how many, how large."""
+
+    source: str = "avatars"  # "avatars" (embedded), "celeba-hq" (hub), or a folder of images
+    size_px: int = 128  # side of the square images, a multiple of 64 (VAE ÷8, UNet ÷8 again)
+    train_images: int = 128
+    test_images: int = 24  # held out: never trained on, whatever train_images is
+
+    def __post_init__(self) -> None:
+        _text(self, "source")
+        _number(self, "size_px", 64, 2048)
+        if self.size_px % 64:
+            raise _refused("data.size_px", "a multiple of 64", self.size_px, "use 128, 256 or 512")
+        _number(self, "train_images", 1, 30_000)
+        _number(self, "test_images", 1, 2_000)
+
+
+@dataclass(frozen=True)
+class DegradeConfig:
+    """How a clean face is damaged: every amount lies in [0, 1], and 0 leaves the image untouched."""
+
+    strength: float = 1.0  # one knob over all amounts below
+    strength_min: float = 0.5  # each training sample draws its strength from [strength_min, strength]
+    # Blur by face region (the owner's table: eyes, nose and mouth heavy, skin and hair soft)
+    skin: float = 0.5
+    eyes: float = 0.8
+    nose: float = 0.6
+    mouth: float = 0.9
+    hair: float = 0.6
+    background: float = 0.3
+    variation: float = 0.7  # contrast of the patchy mask that modulates the regional blur
+    # Effects on the whole image, in the order they are applied
+    warp: float = 0.3  # low-frequency geometric error
+    surface_blur: float = 0.5  # bilateral: flattens skin, keeps edges
+    brightness: float = 0.3  # exposure drift, either way
+    color_jitter: float = 0.3  # per-channel gain drift
+    desaturation: float = 0.2
+    blur: float = 0.3  # overall softness
+    downscale: float = 0.3  # resolution lost and interpolated back
+    blocks: float = 0.2  # blotches of constant colour
+    ghosting: float = 0.4  # a translucent, shifted second contour
+    noise: float = 0.2
+
+    def __post_init__(self) -> None:
+        for entry in dataclasses.fields(self):
+            _number(self, entry.name, 0.0, 1.0)
+        if self.strength_min > self.strength:
+            raise _refused("degrade.strength_min", f"at most strength ({self.strength})",
+                           self.strength_min, "lower it")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The base network and what is trained on top of it."""
+
+    base: str = TINY_BASE  # TINY_BASE, a hub name, or a folder in diffusers layout
+    timestep: int = 999  # the single step; 999 as in pix2pix-turbo, 199 as in DIFIX
+    unet_rank: int = 8  # LoRA rank, as in pix2pix-turbo
+    vae_rank: int = 4  # LoRA rank of the decoder (the encoder is frozen)
+    skip_init: float = 1e-5  # the skip convolutions start as almost nothing
+    skip_dropout: float = 0.3  # share of training samples that see no skips
+    prompt: str = "a sharp, detailed photograph of a person's face"
+
+    def __post_init__(self) -> None:
+        _text(self, "base")
+        _text(self, "prompt")
+        _number(self, "timestep", 0, 999)
+        _number(self, "unet_rank", 1, 256)
+        _number(self, "vae_rank", 1, 256)
+        _number(self, "skip_init", 0.0, 1.0)
+        _number(self, "skip_dropout", 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the training loss; a weight of 0 means its network is not even loaded."""
+
+    l1: float = 2.0
+    lpips: float = 0.5  # VGG16 features
+    gram: float = 0.01  # texture statistics on the same VGG16 features
+    clip: float = 0.5  # 1 - cosine similarity of CLIP image embeddings
+    pretrained: bool = True  # False: VGG16 with seeded random weights (offline), named as such
+
+    def __post_init__(self) -> None:
+        for name in ("l1", "lpips", "gram", "clip"):
+            _number(self, name, 0.0, 1_000.0)
+        if not isinstance(self.pretrained, bool):
+            raise _refused("loss.pretrained", "True or False", self.pretrained, "pass a bool")
+        if self.l1 + self.lpips + self.gram + self.clip == 0:
+            raise _refused("loss", "at least one weight above 0", "all 0", "raise l1")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW over the trained tensors, linear warm-up, cosine decay to a tenth."""
+
+    steps: int = 300
+    batch: int = 2  # images per step
+    learning_rate: float = 5e-5
+    warmup_steps: int = 20
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0  # largest norm of the whole gradient
+
+    def __post_init__(self) -> None:
+        _number(self, "steps", 1, 10_000_000)
+        _number(self, "batch", 1, 1_024)
+        _number(self, "learning_rate", 1e-9, 1.0)
+        _number(self, "warmup_steps", 0, 100_000)
+        _number(self, "weight_decay", 0.0, 1.0)
+        _number(self, "clip_norm", 1e-6, 1e6)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Name, seed and rhythm of a run."""
+
+    name: str = "demo"  # the run's folder under runs/
+    seed: int = 0
+    save_every_steps: int = 100
+    preview_every_steps: int = 25
+
+    def __post_init__(self) -> None:
+        _text(self, "name")
+        if not all(c.isalnum() or c in "-_." for c in self.name) or self.name.startswith("."):
+            raise _refused("run.name", "letters, digits, '-', '_' and '.'", self.name, "rename it")
+        _number(self, "seed", 0, 2**31 - 1)
+        _number(self, "save_every_steps", 1, 1_000_000)
+        _number(self, "preview_every_steps", 1, 1_000_000)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, whole. `preset()` builds it, `with_()` changes it, `save()` and `load()` keep it."""
+
+    preset: str = "demo"
+    data: DataConfig = field(default_factory=DataConfig)
+    degrade: DegradeConfig = field(default_factory=DegradeConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise _refused("preset", f"one of {sorted(PRESETS)}", self.preset, "pick one of them")
+
+    def with_(self, changes: Mapping[str, Any]) -> Config:
+        """Return a copy with some fields changed, named `section.field`.
+
+        Args:
+            changes: for example `{"optim.steps": 500, "data.size_px": 256}`.
+
+        Raises:
+            ValueError: an unknown field, or a value its section refuses.
+        """
+        sections: dict[str, dict[str, Any]] = {}
+        for path, value in changes.items():
+            section, _, name = path.partition(".")
+            known = {f.name for f in dataclasses.fields(getattr(self, section, None) or object)} \
+                if section in _SECTIONS else set()
+            if name not in known:
+                raise _refused("changes", "fields named section.field", path,
+                               f"sections are {sorted(_SECTIONS)}; {section} has {sorted(known)}")
+            sections.setdefault(section, {})[name] = value
+        return dataclasses.replace(
+            self, **{s: dataclasses.replace(getattr(self, s), **v) for s, v in sections.items()})
+
+    def to_json(self) -> str:
+        """The config as indented JSON text."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """Read what `to_json` wrote; unknown or missing fields raise ValueError by name."""
+        loaded = json.loads(text)
+        if not isinstance(loaded, dict) or loaded.get("preset") not in PRESETS:
+            raise _refused("config", "a JSON object written by Config.to_json", text[:60], "see README")
+        flat = {f"{s}.{k}": v for s, d in loaded.items() if s != "preset" for k, v in d.items()}
+        return preset(loaded["preset"]).with_(flat)
+
+    def save(self, path: Path) -> None:
+        """Write `to_json()` to a file, whole or not at all."""
+        partial = path.with_suffix(".tmp")
+        partial.write_text(self.to_json() + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+
+_SECTIONS = {f.name: f for f in dataclasses.fields(Config) if f.name != "preset"}
+
+_SD_TURBO_RUN: dict[str, Any] = {
+    "data.source": "celeba-hq", "data.size_px": 512, "data.test_images": 50,
+    "model.base": SD_TURBO,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": {
+        "loss.clip": 0.0,  # CLIP's weights live on the hub, and the demo is offline
+        "loss.pretrained": False,
+        "model.timestep": 199,  # see README, "Design decisions"
+    },
+    "t4": _SD_TURBO_RUN | {
+        "run.name": "t4", "data.train_images": 300,
+        "optim.steps": 1_000, "run.save_every_steps": 100, "run.preview_every_steps": 100,
+    },
+    "full": _SD_TURBO_RUN | {
+        "run.name": "full", "data.train_images": 450,
+        "optim.steps": 5_000, "run.save_every_steps": 250, "run.preview_every_steps": 250,
+    },
+}
+
+
+def preset(name: str) -> Config:
+    """Build the config of a preset.
+
+    Args:
+        name: "demo", "t4" or "full" ("auto" is resolved by `runtime.choose_preset`).
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in PRESETS:
+        raise _refused("preset", f"one of {sorted(PRESETS)} or 'auto'", name, "pick one of them")
+    return Config(preset=name).with_(PRESETS[name])
+
+
+def _refused(name: str, expected: str, got: object, remedy: str) -> ValueError:
+    return ValueError(f"{name}: expected {expected}, got {got!r}; {remedy}")
+
+
+def _number(config: object, name: str, low: float, high: float) -> None:
+    value, kind = getattr(config, name), type(config).__annotations__[name]
+    label = f"{type(config).__name__.removesuffix('Config').lower()}.{name}"
+    right_type = isinstance(value, int if kind == "int" else (int, float)) and not isinstance(value, bool)
+    if not right_type or not low <= value <= high:
+        noun = "a whole number" if kind == "int" else "a number"
+        raise _refused(label, f"{noun} from {low} to {high}", value, "change it in the config cell")
+
+
+def _text(config: object, name: str) -> None:
+    value = getattr(config, name)
+    if not isinstance(value, str) or not value.strip():
+        label = f"{type(config).__name__.removesuffix('Config').lower()}.{name}"
+        raise _refused(label, "a non-empty text", value, "change it in the config cell")
