@@ -1,0 +1,272 @@
+"""How close the restored images come: metrics per image, intervals, and `metrics.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from .config import Config, LossConfig
+from .losses import load_lpips, perceptual_name
+
+METRIC_SEED = 20_000  # of random metric networks: the same in every run, and not the loss's
+PACKAGES = ("torch", "torchvision", "diffusers", "peft", "transformers", "lpips", "scikit-image",
+            "numpy")
+FIELDS = ("config", "seed", "base", "versions", "device", "sets")
+HIGHER_IS_BETTER = ("psnr", "ssim", "identity")  # gain is a difference; of all others, a percentage
+
+
+class Metrics:
+    """The distances of images to their clean originals, one value per image.
+
+    With real weights: `lpips_vgg` (a network the loss trained on), `lpips_alex` (one it did not),
+    `psnr` and `ssim`. Without: `lpips_vgg_random`, `psnr`, `ssim`, the random network being another
+    than the loss's.
+
+    Args:
+        config: only `pretrained` matters here.
+        device: where the networks live.
+        seed: of the random network.
+
+    Raises:
+        RuntimeError: weights could not be loaded; the message names them and the remedy.
+    """
+
+    def __init__(self, config: LossConfig, *, device: torch.device | str,
+                 seed: int = METRIC_SEED) -> None:
+        nets = {perceptual_name(config): "vgg"} | ({"lpips_alex": "alex"} if config.pretrained else {})
+        self.device = device
+        self.networks = {
+            name: load_lpips(net, pretrained=config.pretrained, seed=seed).to(device)
+            for name, net in nets.items()
+        }
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The metrics, in the order they are reported."""
+        return (*self.networks, "psnr", "ssim")
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, clean: Tensor) -> dict[str, list[float]]:
+        """Measure a batch: images and clean (B, 3, H, W), clamped to [0, 1] first."""
+        images, clean = (x.to(self.device, torch.float32).clamp(0, 1) for x in (images, clean))
+        values = {name: net(images, clean, normalize=True).flatten()
+                  for name, net in self.networks.items()}
+        values |= {"psnr": psnr(images, clean), "ssim": ssim(images, clean)}
+        return {name: value.tolist() for name, value in values.items()}
+
+
+def psnr(images: Tensor, clean: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio (B,) in dB of (B, 3, H, W) in [0, 1]; inf for equal images."""
+    error = (images.double() - clean.double()).square().mean((1, 2, 3))
+    return -10 * error.log10()
+
+
+def ssim(images: Tensor, clean: Tensor) -> Tensor:
+    """Structural similarity (B,) of (B, 3, H, W) in [0, 1], at least 11 pixels a side.
+
+    Gaussian window of 11 pixels, σ = 1.5, population covariance: the setting of the paper.
+    Source: Wang et al. 2004, through scikit-image.
+    """
+    pairs = zip(images.double().cpu().numpy(), clean.double().cpu().numpy(), strict=True)
+    return torch.tensor([
+        structural_similarity(a, b, data_range=1.0, channel_axis=0, gaussian_weights=True,
+                              sigma=1.5, use_sample_covariance=False)
+        for a, b in pairs
+    ], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Metric → one value per image, for doing nothing (degraded) and for the enhancer (restored)."""
+
+    degraded: dict[str, list[float]]
+    restored: dict[str, list[float]]
+
+    @property
+    def n(self) -> int:
+        """How many images were measured."""
+        return len(next(iter(self.degraded.values())))
+
+    @property
+    def gain(self) -> dict[str, list[float]]:
+        """The improvement per image, positive where restored is better."""
+        return {name: gain(name, self.degraded[name], self.restored[name]) for name in self.degraded}
+
+    def summary(self) -> dict[str, Any]:
+        """`{n, degraded, restored, gain}`, the last three metric → `summarise(...)`."""
+        parts = {"degraded": self.degraded, "restored": self.restored, "gain": self.gain}
+        return {"n": self.n} | {
+            part: {name: summarise(values) for name, values in metrics.items()}
+            for part, metrics in parts.items()
+        }
+
+
+def evaluate(enhance: Callable[[Tensor], Tensor], pairs: Iterable[tuple[Tensor, Tensor]],
+             metrics: Metrics) -> Result:
+    """Measure an enhancer on held-out pairs, next to doing nothing.
+
+    Args:
+        enhance: degraded (B, 3, H, W) in [0, 1] → restored, same shape.
+        pairs: batches (clean, degraded), each (B, 3, H, W) in [0, 1].
+        metrics: what is measured.
+
+    Raises:
+        ValueError: no pairs, `enhance` changed the shape, or a value is not finite.
+    """
+    degraded_values: dict[str, list[float]] = {name: [] for name in metrics.names}
+    restored_values: dict[str, list[float]] = {name: [] for name in metrics.names}
+    for clean, degraded in pairs:
+        with torch.no_grad():
+            restored = enhance(degraded)
+        if not restored.shape == degraded.shape == clean.shape:
+            shapes = [tuple(x.shape) for x in (clean, degraded, restored)]
+            raise ValueError("expected clean, degraded and restored of one shape, got "
+                             f"{shapes}; check what enhance returns")
+        _extend(degraded_values, metrics(degraded, clean), "degraded")
+        _extend(restored_values, metrics(restored, clean), "restored")
+    if not degraded_values["psnr"]:
+        raise ValueError("pairs: expected at least one batch, got none; raise data.test_images")
+    return Result(degraded_values, restored_values)
+
+
+def gain(name: str, degraded: Sequence[float], restored: Sequence[float]) -> list[float]:
+    """The improvement of each image, positive where restored is better.
+
+    Psnr and ssim: the difference. Distances (lower is better): the decrease, in percent of the
+    degraded images' mean, so that the mean gain is the decrease of the mean, and an image that was
+    hardly degraded cannot dominate it.
+    """
+    if name in HIGHER_IS_BETTER:
+        return [after - before for before, after in zip(degraded, restored, strict=True)]
+    mean = math.fsum(degraded) / len(degraded)
+    if mean <= 0:
+        raise ValueError(f"{name}: expected degraded images that differ from the clean ones, got "
+                         f"a mean distance of {mean}; raise degrade.strength")
+    return [100 * (before - after) / mean for before, after in zip(degraded, restored, strict=True)]
+
+
+def summarise(values: Sequence[float], *, seed: int = 0, draws: int = 2_000) -> dict[str, Any]:
+    """Describe a metric over images.
+
+    Args:
+        values: one per image, finite.
+        seed: of the bootstrap.
+        draws: how many times the images are drawn anew.
+
+    Returns:
+        `mean`, `median`, `std` (of these images: divided by n) and `ci95`, [low, high]: the 95 %
+        interval of the mean, by percentile bootstrap over images (Efron 1979).
+
+    Raises:
+        ValueError: no values, or one that is not finite.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.ndim != 1 or not sample.size or not np.isfinite(sample).all():
+        raise ValueError(f"values: expected finite numbers, one per image, got {values!r}; "
+                         "drop what could not be measured")
+    chosen = np.random.default_rng(seed).integers(sample.size, size=(draws, sample.size))
+    interval = np.percentile(sample[chosen].mean(1), (2.5, 97.5))
+    return {"mean": float(sample.mean()), "median": float(np.median(sample)),
+            "std": float(sample.std()), "ci95": interval.tolist()}
+
+
+def write_metrics(path: Path, *, config: Config, sets: Mapping[str, Result],
+                  device: torch.device | str) -> dict[str, Any]:
+    """Write `metrics.json`, whole or not at all, and return what it holds.
+
+    Args:
+        path: the file; its folder exists.
+        config: of the run; its seed and base are repeated at the top level.
+        sets: name of a set of images → its result.
+        device: what the figures were computed on.
+
+    Raises:
+        ValueError: no sets, or a value that is not finite.
+    """
+    if not sets:
+        raise ValueError("sets: expected at least one result, got none; run evaluate first")
+    content = {
+        "config": dataclasses.asdict(config), "seed": config.run.seed, "base": config.model.base,
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "device": _describe(torch.device(device)),
+        "sets": {name: result.summary() for name, result in sets.items()},
+    }
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+    return content
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Read what `write_metrics` wrote; ValueError if it is something else, or holds a NaN."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON with finite numbers, got {error}; "
+                         "run the evaluation again") from error
+    missing = [f for f in FIELDS if f not in content] if isinstance(content, dict) else list(FIELDS)
+    if missing:
+        raise ValueError(f"{path}: expected the fields {list(FIELDS)}, got none of {missing}; "
+                         "run the evaluation again")
+    return content
+
+
+def format_table(result: Result | Mapping[str, Any]) -> str:
+    """A Markdown table, also aligned as plain text: doing nothing against the enhancer.
+
+    Args:
+        result: from `evaluate`, or one set of `metrics.json`.
+    """
+    summary = result.summary() if isinstance(result, Result) else result
+    rows = [("metric", "degraded (do nothing)", "restored", "gain, 95 % interval")]
+    for name in summary["degraded"]:
+        before, after = (_level(name, summary[part][name]) for part in ("degraded", "restored"))
+        arrow = "↑" if name in HIGHER_IS_BETTER else "↓"
+        rows.append((f"{name} {arrow}", before, after, _change(name, summary["gain"][name])))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    rows.insert(1, tuple("-" * width for width in widths))
+    lines = (" | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
+    return f"n = {summary['n']}; mean ± std\n\n" + "\n".join(f"| {line} |" for line in lines)
+
+
+def _level(name: str, summary: Mapping[str, Any]) -> str:
+    digits, unit = (2, " dB") if name == "psnr" else (3, "")
+    return f"{summary['mean']:.{digits}f} ± {summary['std']:.{digits}f}{unit}"
+
+
+def _change(name: str, summary: Mapping[str, Any]) -> str:
+    digits, unit = {"psnr": (2, " dB")}.get(name, (3, "") if name in HIGHER_IS_BETTER else (1, " %"))
+    mean, low, high = (f"{v:+.{digits}f}" for v in (summary["mean"], *summary["ci95"]))
+    return f"{mean}{unit} [{low}, {high}]"
+
+
+def _extend(columns: dict[str, list[float]], values: Mapping[str, list[float]], what: str) -> None:
+    for name, column in values.items():
+        for offset, value in enumerate(column):
+            if not math.isfinite(value):
+                raise ValueError(f"{name} of image {len(columns[name]) + offset} ({what}): expected a "
+                                 f"finite number, got {value}; look for NaN pixels, or for an "
+                                 "image equal to its clean original (infinite PSNR)")
+        columns[name].extend(column)
+
+
+def _describe(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(constant)

@@ -1,0 +1,253 @@
+"""Which machine this is and what it has; the only module that knows Colab and Kaggle."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.client import HTTPException
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from packaging.version import Version
+
+from .config import PRESETS
+
+GIB = 2**30
+T4_MIN_GIB = 12.0  # what the "t4" preset needs, with room to spare (a T4 shows 14.6)
+COLAB_MISSING = {"lpips": "lpips==0.1.4"}  # its own needs are all preinstalled: --no-deps is safe
+TORCHAO_MIN = Version("0.16.0")  # peft raises ImportError on anything older
+KAGGLE_CREDENTIALS = {"KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_CONFIG_DIR"}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One machine, as found by `detect()`."""
+
+    place: Literal["colab", "kaggle", "local"]
+    device: torch.device
+    dtype: torch.dtype  # of the frozen working copies
+    gpu: str | None  # its name
+    gpu_gib: float  # memory of that GPU, 0 without one
+    ram_gib: float
+    disk_free_gib: float
+
+
+def detect() -> Runtime:
+    """Look at this machine: place, device, working precision, memory and disk."""
+    device = _device()
+    cuda = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return Runtime(
+        place=_place(), device=device, dtype=_dtype(device),
+        gpu=cuda.name if cuda else ("Apple GPU" if device.type == "mps" else None),
+        gpu_gib=cuda.total_memory / GIB if cuda else 0.0,
+        ram_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB,
+        disk_free_gib=shutil.disk_usage(Path.cwd()).free / GIB)
+
+
+def hub_reachable(timeout_s: float = 5.0) -> bool:
+    """Ask the Hugging Face hub (or HF_ENDPOINT) for a sign of life; False under HF_HUB_OFFLINE."""
+    from huggingface_hub import constants
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=timeout_s).close()
+    except urllib.error.HTTPError as answer:
+        answer.close()
+        return answer.code < 500  # refusing HEAD is a sign of life too
+    except (OSError, HTTPException, ValueError):  # ValueError: HF_ENDPOINT is no address
+        return False
+    return True
+
+
+def choose_preset(requested: str, runtime: Runtime,
+                  hub_reachable: Callable[[], bool] = hub_reachable) -> tuple[str, str]:
+    """Resolve "auto" and check that the hub is there for a preset that needs it.
+
+    Returns:
+        The preset's name, and the reason for it in words.
+
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: the preset needs the hub, which is out of reach.
+    """
+    if requested not in {"auto", *PRESETS}:
+        raise ValueError(f"preset: expected one of {sorted(PRESETS)} or 'auto', got {requested!r}; "
+                         "pick one of them")
+    name, reason = requested, "you asked for it"
+    if requested == "auto" and runtime.gpu_gib >= T4_MIN_GIB:
+        name, reason = "t4", f"the GPU has {runtime.gpu_gib:.1f} GiB, {T4_MIN_GIB:g} or more"
+    elif requested == "auto":
+        lack = f"the GPU has only {runtime.gpu_gib:.1f} GiB" if runtime.gpu_gib else "no CUDA GPU"
+        name, reason = "demo", f"{lack}, and the other presets want {T4_MIN_GIB:g} GiB"
+    if name != "demo" and not hub_reachable():
+        raise RuntimeError(f"preset {name!r} ({reason}): expected to reach the Hugging Face hub, "
+                           "got no answer; connect this machine (on Kaggle: Settings > Internet) "
+                           "or choose the 'demo' preset, which needs no hub")
+    return name, reason
+
+
+def prepare_packages(runtime: Runtime, *, run: Callable[..., Any] = subprocess.run,
+                     installed: Callable[[str], str | None] | None = None) -> list[str]:
+    """On Colab, add what is missing and remove a torchao that breaks peft; nothing elsewhere.
+
+    Call it before diffusers and peft are imported. pip never touches torch, numpy or pillow.
+
+    Args:
+        run: runs a command as `subprocess.run` does.
+        installed: version of an installed package, None if absent.
+
+    Returns:
+        What was done, one printed line each.
+
+    Raises:
+        RuntimeError: pip failed, or peft was imported too early.
+    """
+    if runtime.place != "colab":
+        return []
+    version, done = installed or _installed, []
+    for name, wanted in COLAB_MISSING.items():
+        if version(name) is None:
+            _pip(run, "install", "--no-deps", wanted)
+            done.append(f"Installed {wanted}.")
+    torchao = version("torchao")
+    if torchao and Version(torchao) < TORCHAO_MIN:
+        if "peft" in sys.modules:
+            raise RuntimeError(f"torchao: expected {TORCHAO_MIN} or newer, or none, before peft is "
+                               f"imported, got {torchao}; restart the session, then run all")
+        _pip(run, "uninstall", "--yes", "torchao")
+        done.append(f"Removed torchao {torchao}: peft refuses versions before {TORCHAO_MIN}.")
+    importlib.invalidate_caches()
+    for line in done:
+        print(line)
+    return done
+
+
+def mount_drive(runtime: Runtime, want: bool, *, attempts: int = 2,
+                point: Path = Path("/content/drive"), drive: Any = None) -> Path | None:
+    """Mount Google Drive on Colab and return this project's folder there.
+
+    Args:
+        want: False leaves Drive alone.
+        attempts: how often to try; a refusal in the dialogue is final.
+        point: where Drive appears.
+        drive: stands in for `google.colab.drive`.
+
+    Returns:
+        `MyDrive/splat_enhancer`, or None without Drive; a failure prints what that means.
+    """
+    if runtime.place != "colab" or not want:
+        return None
+    problem: Exception | None = None
+    for attempt in range(attempts):
+        try:
+            return _drive_folder(point, drive, again=attempt > 0)
+        except Exception as error:  # Colab raises its own kinds, and Drive must not stop a run
+            problem = error
+            if type(error).__name__ == "MessageError":  # the dialogue was closed or refused
+                break
+    print(f"No Google Drive ({problem}): checkpoints stay on this machine's disk and are lost "
+          "when the session ends.")
+    return None
+
+
+def workspace(runtime: Runtime, root: Path | None = None) -> Path:
+    """Create and return the local folder for data and runs.
+
+    Args:
+        root: another folder than the place's own.
+
+    Raises:
+        RuntimeError: nothing can be written there.
+    """
+    homes = {"colab": Path("/content/splat_enhancer"), "kaggle": Path("/kaggle/working"),
+             "local": Path(__file__).resolve().parent.parent}
+    folder = Path(root) if root else homes[runtime.place]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RuntimeError(f"workspace: expected a folder to write to, got {folder} ({error}); "
+                           "pass another root") from error
+    return folder
+
+
+def report(runtime: Runtime, preset: str, reason: str) -> str:
+    """One line: machine, GPU, memory, disk, versions, preset and why."""
+    gpu = f"{runtime.gpu} {runtime.gpu_gib:.1f} GiB" if runtime.gpu_gib else runtime.gpu or "no GPU"
+    packages = ", ".join(f"{name} {_installed(name) or 'absent'}"
+                         for name in ("torch", "diffusers", "peft"))
+    dtype = str(runtime.dtype).removeprefix("torch.")
+    return (f"{runtime.place} ({platform.system()} {platform.machine()}, {os.cpu_count()} CPUs) | "
+            f"{gpu}, {dtype} | {runtime.ram_gib:.1f} GiB memory | "
+            f"{runtime.disk_free_gib:.0f} GiB disk free | Python {platform.python_version()}, "
+            f"{packages} | preset '{preset}': {reason}")
+
+
+def _place() -> Literal["colab", "kaggle", "local"]:
+    # Kaggle first: its images set COLAB_RELEASE_TAG as well
+    if any(name.startswith("KAGGLE") for name in set(os.environ) - KAGGLE_CREDENTIALS):
+        return "kaggle"
+    return "colab" if "COLAB_RELEASE_TAG" in os.environ else "local"
+
+
+def _device() -> torch.device:
+    if torch.cuda.is_available():
+        try:
+            torch.ones(8, device="cuda").sum().item()
+            return torch.device("cuda")
+        except RuntimeError as error:  # a GPU too old for this torch, or a broken driver
+            print(f"There is a GPU, but it does not work ({error}): using the CPU.")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    if device.type != "cuda":
+        return torch.float32
+    # The capability, because is_bf16_supported() says True on a T4, which emulates it
+    bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.bfloat16 if bf16 else torch.float16
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _pip(run: Callable[..., Any], *arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", *arguments]
+    try:
+        run(command, check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        raise RuntimeError(f"pip {' '.join(arguments)}: expected success, got "
+                           f"{(error.stderr or '').strip()[-300:]}; check the connection, then "
+                           "restart the session and run all") from error
+
+
+def _drive_folder(point: Path, drive: Any, *, again: bool) -> Path:
+    """The project's folder in Drive, mounted if it is not yet."""
+    try:
+        mounted = (point / "MyDrive").is_dir()
+    except OSError:  # a mount that died answers with errno 107
+        mounted = False
+    if not mounted or again:
+        if drive is None:
+            from google.colab import drive
+        drive.mount(str(point), force_remount=again)
+    folder = point / "MyDrive" / "splat_enhancer"
+    folder.mkdir(exist_ok=True)
+    return folder

@@ -1,0 +1,203 @@
+"""Rebuild the embedded base `helpers/assets/tiny-sd-turbo`: SD-Turbo's topology, very small.
+
+    python -m helpers.tiny_base              # about two hours on two CPU cores
+
+Trained on procedural avatars alone, on identities that neither the demo's training set nor its
+test set contains. No photograph of anybody is involved. Nothing else imports this module.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, interpolate, mse_loss
+from tqdm.auto import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from .avatars import render_avatar
+from .config import ASSETS, TINY_BASE, ModelConfig
+
+SIZE_PX = 128
+FIRST_IDENTITY = 100_000  # train seeds start at 0, test seeds at 1,000,000
+TEXT_WIDTH = 64
+
+
+def render_identities(count: int, cache: Path) -> Tensor:
+    """Render `count` avatars, or read them back: uint8 (count, 3, 128, 128)."""
+    if cache.exists():
+        images = np.load(cache)
+        if len(images) == count:
+            return torch.from_numpy(images)
+    seeds = tqdm(range(FIRST_IDENTITY, FIRST_IDENTITY + count), desc="avatars", mininterval=10)
+    images = torch.stack([(render_avatar(s, SIZE_PX)[0] * 255).round().byte() for s in seeds])
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    np.save(cache, images.numpy())
+    return images
+
+
+def train_vae(images: Tensor, steps: int, batch: int, seed: int, out: Path) -> AutoencoderKL:
+    """Train the autoencoder (bf16 arithmetic, averaged weights) and save it in fp16."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(24, 48, 64, 96), layers_per_block=1, latent_channels=4,
+        norm_num_groups=8, sample_size=SIZE_PX).to(memory_format=torch.channels_last)
+    average = copy.deepcopy(vae).requires_grad_(False)
+    for step, rate, optimiser in _schedule(vae, steps, 2e-3):
+        clean = _batch(images, batch, seed, step)
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(clean).latent_dist
+            restored = vae.decode(posterior.sample()).sample.float()
+        error = restored - clean
+        loss = error.abs().mean() + 2 * error.square().mean() + 1e-6 * posterior.kl().mean()
+        _update(vae, average, optimiser, loss, step, rate)
+        if step % 500 == 0 or step == steps:
+            latents = _encode(average, images[:256])
+            average.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
+            _save(average, out / "vae")
+    return average
+
+
+def train_unet(latents: Tensor, embedding: Tensor, steps: int, batch: int, seed: int,
+               out: Path) -> UNet2DConditionModel:
+    """Train the noise predictor on scaled latents (N, 4, 16, 16) at all timesteps."""
+    torch.manual_seed(seed + 1)
+    scheduler = _scheduler()
+    unet = UNet2DConditionModel(
+        sample_size=SIZE_PX // 8, block_out_channels=(48, 64, 64, 80), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, norm_num_groups=16,
+        cross_attention_dim=TEXT_WIDTH, attention_head_dim=(3, 4, 4, 5),
+        use_linear_projection=True)
+    average = copy.deepcopy(unet).requires_grad_(False)
+    for step, rate, optimiser in _schedule(unet, steps, 1e-3):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        clean = latents[torch.randint(len(latents), (batch,), generator=generator)]
+        noise = torch.randn(clean.shape, generator=generator)
+        when = torch.randint(1_000, (batch,), generator=generator)
+        noisy = scheduler.add_noise(clean, noise, when)
+        predicted = unet(noisy, when, embedding.expand(batch, -1, -1)).sample
+        _update(unet, average, optimiser, mse_loss(predicted, noise), step, rate)
+        if step % 1_000 == 0 or step == steps:
+            _save(average, out / "unet")
+    return average
+
+
+def write_text_encoder(out: Path, seed: int) -> Tensor:
+    """Write a byte-level CLIP tokenizer and a small random text encoder; return the embedding.
+
+    One fixed sentence is all the enhancer ever reads, so the encoder is not trained: its output is
+    a constant that the UNet learns to use.
+    """
+    torch.manual_seed(seed + 2)
+    folder = out / "tokenizer"
+    folder.mkdir(parents=True, exist_ok=True)
+    letters = [chr(c) for c in range(33, 127)]
+    tokens = letters + [c + "</w>" for c in letters] + ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"),
+                              model_max_length=77)
+    tokenizer.save_pretrained(folder)
+    encoder = CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(tokens), hidden_size=TEXT_WIDTH, intermediate_size=2 * TEXT_WIDTH,
+        num_hidden_layers=2, num_attention_heads=4, projection_dim=TEXT_WIDTH,
+        bos_token_id=len(tokens) - 2, eos_token_id=len(tokens) - 1, pad_token_id=len(tokens) - 1))
+    encoder = encoder.half()
+    encoder.save_pretrained(out / "text_encoder", variant="fp16")
+    tokens = tokenizer(ModelConfig().prompt, padding="max_length", truncation=True, max_length=77,
+                       return_tensors="pt").input_ids
+    with torch.no_grad():
+        return encoder.float()(tokens)[0]
+
+
+def reconstruction_db(vae: AutoencoderKL, first_seed: int = 1_000_000, count: int = 24) -> float:
+    """Mean PSNR in dB of the autoencoder on held-out identities, images in [0, 1]."""
+    clean = torch.stack([render_avatar(first_seed + i, SIZE_PX)[0] for i in range(count)])
+    with torch.no_grad():
+        restored = vae.decode(vae.encode(clean * 2 - 1).latent_dist.mode()).sample
+    error = ((restored / 2 + 0.5).clamp(0, 1) - clean).square().mean((1, 2, 3))
+    return float((-10 * error.log10()).mean())
+
+
+def _scheduler() -> DDPMScheduler:
+    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+                         clip_sample=False)
+
+
+def _schedule(net: torch.nn.Module, steps: int, peak: float) -> Iterator:
+    """Yield (step, learning rate, optimiser): short warm-up, then cosine to zero."""
+    optimiser = torch.optim.AdamW(net.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-3)
+    for step in tqdm(range(1, steps + 1), desc=type(net).__name__, mininterval=10):
+        rate = peak * min(1.0, step / 100) * 0.5 * (1 + np.cos(np.pi * step / steps))
+        yield step, rate, optimiser
+
+
+def _update(net: torch.nn.Module, average: torch.nn.Module, optimiser: torch.optim.Optimizer,
+            loss: Tensor, step: int, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    optimiser.step()
+    keep = min(0.997, step / (step + 20))
+    with torch.no_grad():
+        for slow, fast in zip(average.parameters(), net.parameters(), strict=True):
+            slow.lerp_(fast, 1 - keep)
+    if step % 100 == 0:
+        tqdm.write(f"{type(net).__name__} step {step}: loss {float(loss):.4f}")
+
+
+def _batch(images: Tensor, batch: int, seed: int, step: int) -> Tensor:
+    """Images of one step in [-1, 1], some mirrored, one in eight softened."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    picked = images[torch.randint(len(images), (batch,), generator=generator)].float() / 127.5 - 1
+    mirrored = torch.rand(batch, generator=generator) < 0.5
+    picked[mirrored] = picked[mirrored].flip(-1)
+    soft = torch.rand(batch, generator=generator) < 0.125
+    small = avg_pool2d(picked[soft], 4)
+    picked[soft] = interpolate(small, scale_factor=4, mode="bilinear", align_corners=False)
+    return picked.contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def _encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Unscaled latents of uint8 images, eight at a time."""
+    return torch.cat([vae.encode(part.float() / 127.5 - 1).latent_dist.mode()
+                      for part in images.split(8)])
+
+
+def _save(net: torch.nn.Module, folder: Path) -> None:
+    copy.deepcopy(net).half().save_pretrained(folder, variant="fp16")
+
+
+def main() -> None:
+    """Build all parts of the base and print what it reconstructs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ASSETS / TINY_BASE)
+    parser.add_argument("--avatars", type=int, default=4_000)
+    parser.add_argument("--vae-steps", type=int, default=5_000)
+    parser.add_argument("--unet-steps", type=int, default=6_000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    images = render_identities(args.avatars, Path("data/tiny-base-avatars.npy"))
+    vae = train_vae(images, args.vae_steps, 8, args.seed, args.out)
+    print(f"held-out avatars reconstructed at {reconstruction_db(vae):.2f} dB")
+    both = torch.cat([images, images.flip(-1)])
+    latents = _encode(vae, both) * vae.config.scaling_factor
+    embedding = write_text_encoder(args.out, args.seed)
+    train_unet(latents, embedding, args.unet_steps, 32, args.seed, args.out)
+    _scheduler().save_pretrained(args.out / "scheduler")
+
+
+if __name__ == "__main__":
+    main()

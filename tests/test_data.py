@@ -1,0 +1,194 @@
+"""Faces in, batches out."""
+
+import json
+import sys
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from helpers import data
+from helpers.config import DataConfig
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "faces"
+LABELS = dict(enumerate(data.CELEBA_MASK_LABELS))
+RENUMBERED = {str(18 - i): f"{name.upper()}.png" for i, name in LABELS.items()}
+
+
+def photo(number=0, mode="RGB", side=80):
+    pixels = np.random.default_rng(number).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def stream(count=60):
+    return [{"image": photo(n, side=64), "label": 0} for n in range(count)]
+
+
+def background(images):
+    return images[:, 0].mul(0).byte()
+
+
+def prepare(folder, *, source="celeba-hq", train=4, test=2, **options):
+    config = DataConfig(source=str(source), size_px=64, train_images=train, test_images=test)
+    options = {"parse": background, "progress": None, "rows": stream()} | options
+    return data.prepare(config, folder, **options)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for n in range(8):
+        photo(n).save(folder / f"{n}.png")
+    return folder
+
+
+def test_second_preparation_only_loads_and_batches_honour_the_contract(tmp_path):
+    first = prepare(tmp_path)
+    again = prepare(tmp_path, rows=None, parse=None)  # would need the hub if it did not load
+    assert again.train["image"][:] == first.train["image"][:] and len(again) == 6
+    clean, regions = again.load("test", [1, 0])
+    assert clean.shape == (2, 3, 64, 64) and clean.dtype == torch.float32
+    assert regions.shape == (2, 64, 64) and regions.dtype == torch.uint8
+    assert datasets.load_from_disk(str(next(tmp_path.iterdir()))).num_rows == 6
+    with pytest.raises(ValueError, match="expected 'train' or 'test'"):
+        again.load("validation", [0])
+
+
+@pytest.mark.parametrize("source", ["celeba-hq", "photos"])
+def test_no_image_changes_sides_when_the_counts_grow(tmp_path, photos, source):
+    source = photos if source == "photos" else source
+    runs = [prepare(tmp_path / "store", source=source, train=n, test=m)
+            for n, m in [(1, 1), (3, 1), (5, 1), (5, 3)]]
+    tests, trains = ({key for run in runs for key in getattr(run, split)["key"]}
+                     for split in ("test", "train"))
+    assert not tests & trains
+    assert set(runs[0].train["key"]) < set(runs[1].train["key"]) < set(runs[2].train["key"])
+    assert runs[0].test["key"][:] == runs[2].test["key"][:] == runs[3].test["key"][:1]
+
+
+def test_avatars_hold_out_identities(tmp_path, monkeypatch):
+    def render_avatar(seed, size_px):
+        shade = torch.full((3, size_px, size_px), seed % 7 / 7)
+        return shade, torch.full((size_px, size_px), seed % 6, dtype=torch.uint8)
+    fake = SimpleNamespace(render_avatar=render_avatar)
+    monkeypatch.setitem(sys.modules, "helpers.avatars", fake)
+    faces = prepare(tmp_path, source="avatars")
+    assert faces.train["key"][:] == [f"avatar-{n}" for n in range(4)]
+    assert faces.test["key"][:] == ["avatar-1000000", "avatar-1000001"]
+    assert faces.load("train", [3])[1].unique().tolist() == [3]
+
+
+def test_unreadable_images_are_named_and_left_out(tmp_path, photos, capsys):
+    whole = (photos / "0.png").read_bytes()
+    (photos / "0.png").write_bytes(whole[: len(whole) // 2])
+    (photos / "1.png").write_text("no image")
+    photo(2, side=40).save(photos / "2.png")
+    faces = prepare(tmp_path / "store", source=photos, train=4, test=1)
+    assert sorted(line.split(":")[0] for line in faces.skipped) == ["0.png", "1.png", "2.png"]
+    assert capsys.readouterr().out.count("Left out") == 3
+    assert prepare(tmp_path / "store", source=photos, train=4, test=1).skipped == faces.skipped
+    with pytest.raises(ValueError, match=r"expected 6 training and 2 test .* got 3 and 2 .*3 left"):
+        prepare(tmp_path / "store", source=photos, train=6, test=2)
+    assert len(list((tmp_path / "store").iterdir())) == 1
+
+
+@pytest.mark.parametrize(("options", "error", "message"), [
+    ({"rows": [{"img": photo()}]}, ValueError, r"column 'image', got \['img'\]"),
+    ({"rows": stream(3)}, ValueError, "expected 4 training and 2 test"),
+    ({"rows": [{"image": {"bytes": b""}}] * 9}, ValueError, "9 left out: celeba-hq-00000"),
+    ({"source": "nowhere"}, ValueError, "folder of images, got 'nowhere'"),
+    ({"source": "."}, ValueError, "expected .jpg, .png or .webp"),
+    ({"parse": lambda _: 1 / 0}, ZeroDivisionError, "division"),
+])
+def test_bad_input_leaves_nothing_behind(tmp_path, monkeypatch, options, error, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        prepare(tmp_path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_stream_goes_on_after_connection_errors_and_gives_up_after_three(tmp_path, monkeypatch):
+    monkeypatch.setattr(data.time, "sleep", lambda _: None)
+    class Flaky:
+        left = 2
+        def __iter__(self):
+            for n, row in enumerate(stream()):
+                if n == 3 and self.left:
+                    self.left -= 1
+                    raise ConnectionError("reset")
+                yield row
+    flaky = Flaky()
+    steady, resumed = prepare(tmp_path / "a"), prepare(tmp_path / "b", rows=flaky)
+    assert flaky.left == 0 and resumed.train["key"][:] == steady.train["key"][:]
+    flaky.left = 3
+    with pytest.raises(RuntimeError, match=r"reset.*'demo' preset"):
+        prepare(tmp_path / "c", rows=flaky)
+
+
+def test_every_kind_of_image_becomes_upright_rgb_on_white():
+    assert data.read_image(photo(mode="L")).mode == "RGB"
+    assert data.read_image(Image.new("RGBA", (64, 64), (9, 9, 9, 0))).getpixel((0, 0)) == (255,) * 3
+    deep = Image.fromarray(np.full((64, 64), 128 * 256, dtype=np.uint16))
+    assert data.read_image(deep).getpixel((0, 0)) == (128,) * 3
+    file, exif = BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    Image.new("RGB", (64, 96)).save(file, "JPEG", exif=exif)
+    assert data.read_image(file.getvalue()).size == (96, 64)
+
+
+def test_both_published_label_orders_give_the_same_regions():
+    known, other = data.region_lookup(LABELS), data.region_lookup(RENUMBERED)
+    assert known.tolist() == [0, 1, 3, 2, 2, 2, 1, 1, 1, 1, 4, 4, 4, 5, 0, 0, 0, 1, 0]
+    assert torch.equal(other, known.flip(0))
+    with pytest.raises(ValueError, match="label_0"):
+        data.region_lookup({0: "LABEL_0"})
+
+
+def test_parser_maps_a_segformer_by_label_name(tmp_path):
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+    config = SegformerConfig(hidden_sizes=[4, 4, 8, 8], depths=[1] * 4, decoder_hidden_size=8,
+                             num_attention_heads=[1] * 4, id2label=RENUMBERED)
+    model = SegformerForSemanticSegmentation(config)
+    torch.nn.init.zeros_(model.decode_head.classifier.weight)
+    model.decode_head.classifier.bias.data = torch.arange(19.0).eq(5).float()  # 18 - 5: hair
+    model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({  # the class is the published
+        "image_processor_type": "SegformerFeatureExtractor", "size": {"height": 64, "width": 64}}))
+    regions = data.FaceParser(str(tmp_path))(torch.rand(2, 3, 96, 96))
+    assert regions.shape == (2, 96, 96) and regions.dtype == torch.uint8
+    assert regions.unique().tolist() == [data.REGION_OF_LABEL["hair"]]
+
+
+def test_batch_follows_from_seed_and_step_and_epochs_meet_every_image_once(tmp_path):
+    faces = prepare(tmp_path, train=6)
+    drawn = [data.draw_batch(faces, seed=3, step=n, batch=4) for n in range(6)]
+    for one, other in zip(drawn[4], data.draw_batch(faces, seed=3, step=4, batch=4), strict=True):
+        assert torch.equal(one, other)
+    assert len({int(s) for _, _, seeds in drawn for s in seeds}) == 24
+    plain = faces.load("train", range(6))[0]
+    faces_or_mirrors = torch.stack([plain, plain.flip(-1)])  # (2, 6, 3, H, W)
+    met = torch.cat([(faces_or_mirrors[:, None] == clean[None, :, None]).flatten(3).all(3)
+                     for clean, _, _ in drawn], dim=1)  # (2, 24, 6)
+    orders = met.any(0).nonzero()[:, 1].view(4, 6)
+    assert (orders.sort(1).values == torch.arange(6)).all() and met.any(2).any(1).all()
+    assert not torch.equal(orders[0], orders[1])
+    assert not torch.equal(drawn[0][2], data.draw_batch(faces, seed=4, step=0, batch=4)[2])
+    with pytest.raises(ValueError, match="expected step >= 0"):
+        data.draw_batch(faces, seed=0, step=-1, batch=2)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no real faces in ../shared/faces")
+def test_real_photographs_keep_their_true_masks(tmp_path):
+    faces = prepare(tmp_path, source=SHARED, parse=None)
+    clean, regions = faces.load("train", range(4))
+    assert {1, 5} <= set(regions.unique().tolist()) and 0.1 < clean.std() < 0.5
+    key = faces.train["key"][0]
+    with Image.open(SHARED / "masks" / f"{Path(key).stem}.png") as mask:
+        skin = np.isin(np.array(mask), [1, 6, 7, 8, 9, 17]).mean()
+    assert abs((regions[0] == 1).float().mean() - skin) < 0.01

@@ -1,0 +1,128 @@
+"""Where am I, which preset, which packages, where to keep things."""
+
+import os
+import sys
+import urllib.error
+from dataclasses import replace
+from io import BytesIO
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+import torch
+
+from helpers import runtime
+from helpers.runtime import Runtime
+
+LOCAL = Runtime(place="local", device=torch.device("cpu"), dtype=torch.float32, gpu=None,
+                gpu_gib=0.0, ram_gib=12.7, disk_free_gib=70.0)
+COLAB_T4 = replace(LOCAL, place="colab", gpu="Tesla T4", gpu_gib=14.6)
+
+
+@pytest.mark.parametrize(("variables", "place"), [
+    ({}, "local"),
+    ({"COLAB_RELEASE_TAG": "r"}, "colab"),
+    ({"COLAB_RELEASE_TAG": "r", "KAGGLE_KERNEL_RUN_TYPE": "Interactive"}, "kaggle"),
+    ({"COLAB_RELEASE_TAG": "r", "KAGGLE_USERNAME": "someone", "KAGGLE_KEY": "key"}, "colab"),
+])
+def test_place_follows_from_the_environment(monkeypatch, variables, place):
+    for name in [n for n in os.environ if n.startswith(("KAGGLE", "COLAB"))]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert runtime.detect().place == place
+
+
+def test_dtype_follows_the_capability_not_the_promise(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    for capability, dtype in {(7, 5): torch.float16, (8, 0): torch.bfloat16}.items():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert runtime._dtype(torch.device("cuda")) is dtype
+    assert all(runtime._dtype(torch.device(kind)) is torch.float32 for kind in ("cpu", "mps"))
+
+
+def test_gpu_that_fails_a_small_sum_is_not_used(monkeypatch, capsys):
+    def broken(*_, **__):
+        raise RuntimeError("no kernel image")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", broken)
+    assert runtime._device().type != "cuda"
+    assert "no kernel image" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("requested", "gpu_gib", "hub", "name", "why"), [
+    ("auto", 14.6, True, "t4", "14.6 GiB"), ("auto", 0.0, False, "demo", "no CUDA GPU"),
+    ("auto", 8.0, False, "demo", "only 8.0 GiB"), ("full", 0.0, True, "full", "you asked for it"),
+    ("demo", 14.6, False, "demo", "you asked for it"),
+])
+def test_preset_is_chosen_with_a_reason(requested, gpu_gib, hub, name, why):
+    chosen, reason = runtime.choose_preset(requested, replace(LOCAL, gpu_gib=gpu_gib), lambda: hub)
+    assert chosen == name and why in reason
+
+
+def test_preset_without_its_hub_names_demo_and_unknown_preset_is_refused():
+    for requested in ("auto", "t4", "full"):
+        with pytest.raises(RuntimeError, match="'demo' preset"):
+            runtime.choose_preset(requested, COLAB_T4, lambda: False)
+    with pytest.raises(ValueError, match="expected one of"):
+        runtime.choose_preset("huge", COLAB_T4, lambda: True)
+
+
+def test_hub_check_asks_the_endpoint_unless_offline(monkeypatch):
+    constants, asked = huggingface_hub.constants, []
+    def answer(request, timeout):
+        asked.append((request.method, request.full_url))
+        if constants.ENDPOINT.endswith("dead"):
+            raise urllib.error.URLError("no route")
+        raise urllib.error.HTTPError(request.full_url, 405, "no HEAD here", {}, BytesIO())
+    monkeypatch.setattr(runtime.urllib.request, "urlopen", answer)
+    for offline, endpoint, alive in [(False, "https://mirror", True), (True, "https://any", False),
+                                     (False, "https://dead", False), (False, "nonsense", False)]:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        assert runtime.hub_reachable() is alive
+    assert asked == [("HEAD", "https://mirror"), ("HEAD", "https://dead")]
+
+
+def test_colab_gets_lpips_and_loses_old_torchao_and_nothing_else_changes(monkeypatch):
+    monkeypatch.delitem(sys.modules, "peft", raising=False)
+    calls = []
+    def prepare(place, versions):
+        calls.clear()
+        return runtime.prepare_packages(replace(COLAB_T4, place=place), installed=versions.get,
+                                        run=lambda command, **_: calls.append(command[3:]))
+    assert len(prepare("colab", {"torchao": "0.10.0"})) == 2
+    assert calls == [["install", "--no-deps", "lpips==0.1.4"], ["uninstall", "--yes", "torchao"]]
+    assert prepare("colab", {"lpips": "0.1.4", "torchao": "0.16.0"}) == calls == []
+    assert prepare("local", {}) == prepare("kaggle", {}) == calls == []
+    monkeypatch.setitem(sys.modules, "peft", SimpleNamespace())
+    with pytest.raises(RuntimeError, match="restart the session"):
+        prepare("colab", {"lpips": "0.1.4", "torchao": "0.10.0"})
+
+
+def test_drive_is_mounted_once_and_a_refusal_is_one_line(tmp_path, capsys):
+    calls = []
+    def mount(point, force_remount):
+        calls.append(force_remount)
+        if not force_remount:
+            raise ValueError("mount failed")
+        (tmp_path / "MyDrive").mkdir()
+    drive = SimpleNamespace(mount=mount)
+    for _ in range(2):  # the second time Drive is there already
+        found = runtime.mount_drive(COLAB_T4, True, point=tmp_path, drive=drive)
+        assert found == tmp_path / "MyDrive" / "splat_enhancer" and found.is_dir()
+    assert calls == [False, True]
+    refusal = type("MessageError", (Exception,), {})
+    drive.mount = lambda *_, **__: (_ for _ in ()).throw(refusal("refused"))
+    assert runtime.mount_drive(COLAB_T4, True, point=tmp_path / "none", drive=drive) is None
+    assert "are lost" in capsys.readouterr().out
+    assert runtime.mount_drive(LOCAL, True) is runtime.mount_drive(COLAB_T4, False) is None
+
+
+def test_workspace_is_created_or_refused_and_report_is_one_line(tmp_path):
+    assert runtime.workspace(LOCAL, tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(RuntimeError, match="pass another root"):
+        runtime.workspace(LOCAL, tmp_path / "file")
+    line = runtime.report(COLAB_T4, "t4", "you asked for it")
+    assert "\n" not in line and "Tesla T4 14.6 GiB" in line and "'t4': you asked for it" in line
