@@ -84,7 +84,8 @@ def _face(dice: _Dice) -> Face:
         eye_gap=d(0.355, 0.40), eye_width=d(0.145, 0.18), eye_open=d(0.7, 1.15),
         eye_tilt=d(-0.05, 0.16), gaze=(d(-0.045, 0.045), d(-0.012, 0.012)),
         mouth_line=d(-0.52, -0.47), mouth_width=d(0.25, 0.32), lip_fullness=d(0.6, 1.15),
-        mouth_open=open_mouth, smile=d(-0.3, 1.0), stubble=d(0.2, 0.9) if dice.chance(0.25) else 0.0,
+        mouth_open=open_mouth, smile=d(-0.3, 1.0),
+        stubble=d(0.2, 0.9) if dice.chance(0.25) else 0.0,
         freckles=d(0.3, 1.0) if dice.chance(0.25) else 0.0, skin=skin,
         lips=(0.72 * skin + 0.28 * torch.tensor([d(0.6, 0.95), 0.12, d(0.15, 0.3)])) * d(0.8, 1.0),
         iris=dice.color(_IRISES, 0.05), hair=dice.color(_HAIRS, 0.04), hairline=d(0.50, 0.68),
@@ -95,12 +96,16 @@ def _hairstyle(dice: _Dice) -> Hairstyle:
     d = dice.between
     kind = d(0, 1)
     if kind < 0.40:  # short
-        return Hairstyle(d(0.2, 0.42), d(0.03, 0.1), d(-0.9, 0.9), d(0.1, 0.9), d(0, 0.12), 0.1, 1100)
+        return Hairstyle(d(0.2, 0.42), d(0.03, 0.1), d(-0.9, 0.9), d(0.1, 0.9), d(0, 0.12),
+                         gravity=0.1, strands=1100)
     if kind < 0.58:  # curly
-        return Hairstyle(d(0.4, 0.8), d(0.1, 0.24), d(-0.9, 0.9), d(0, 0.6), d(0.6, 1.0), 0.2, 1000)
+        return Hairstyle(d(0.4, 0.8), d(0.1, 0.24), d(-0.9, 0.9), d(0, 0.6), d(0.6, 1.0),
+                         gravity=0.2, strands=1000)
     if kind < 0.78:  # bob
-        return Hairstyle(d(0.9, 1.3), d(0.05, 0.11), d(-0.6, 0.6), d(0, 0.3), d(0.02, 0.15), 0.5, 1200)
-    return Hairstyle(d(1.7, 2.3), d(0.04, 0.1), d(-0.6, 0.6), d(0, 0.35), d(0.02, 0.2), 0.6, 1300)
+        return Hairstyle(d(0.9, 1.3), d(0.05, 0.11), d(-0.6, 0.6), d(0, 0.3), d(0.02, 0.15),
+                         gravity=0.5, strands=1200)
+    return Hairstyle(d(1.7, 2.3), d(0.04, 0.1), d(-0.6, 0.6), d(0, 0.35), d(0.02, 0.2),
+                     gravity=0.6, strands=1300)
 
 
 def _person(dice: _Dice, spacing: float) -> Cloud:
@@ -117,7 +122,8 @@ def _person(dice: _Dice, spacing: float) -> Cloud:
     ]
     for side in (-1.0, 1.0):
         parts.append(ellipsoid_cloud(vector([side * face.width * 0.99, 0.0, -0.1]),
-                                     vector([0.07, 0.19, 0.12]), 1.2 * spacing, 0.95 * face.skin, SKIN))
+                                     vector([0.07, 0.19, 0.12]), 1.2 * spacing,
+                                     0.95 * face.skin, SKIN))
     if not dice.chance(0.06):
         parts.append(hair_cloud(face, style, dice.generator))
     return Cloud.join(parts)

@@ -1,10 +1,9 @@
-"""Every setting of a run, in frozen dataclasses: built once, checked once, saved beside the weights."""
+"""Every setting of a run, in frozen dataclasses: built once, checked, saved beside the weights."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,10 +34,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class DegradeConfig:
-    """How a clean face is damaged: every amount lies in [0, 1], and 0 leaves the image untouched."""
+    """How a clean face is damaged: every amount lies in [0, 1], 0 leaves the image untouched."""
 
     strength: float = 1.0  # one knob over all amounts below
-    strength_min: float = 0.5  # each training sample draws its strength from [strength_min, strength]
+    strength_min: float = 0.5  # training draws each sample's strength from [this, 1] · strength
     # Blur by face region (the owner's table: eyes, nose and mouth heavy, skin and hair soft)
     skin: float = 0.5
     eyes: float = 0.8
@@ -62,9 +61,6 @@ class DegradeConfig:
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
             _number(self, entry.name, 0.0, 1.0)
-        if self.strength_min > self.strength:
-            raise _refused("degrade.strength_min", f"at most strength ({self.strength})",
-                           self.strength_min, "lower it")
 
 
 @dataclass(frozen=True)
@@ -192,7 +188,8 @@ class Config:
         """Read what `to_json` wrote; unknown or missing fields raise ValueError by name."""
         loaded = json.loads(text)
         if not isinstance(loaded, dict) or loaded.get("preset") not in PRESETS:
-            raise _refused("config", "a JSON object written by Config.to_json", text[:60], "see README")
+            raise _refused("config", "JSON written by Config.to_json", text[:60],
+                           "save the config again")
         flat = {f"{s}.{k}": v for s, d in loaded.items() if s != "preset" for k, v in d.items()}
         return preset(loaded["preset"]).with_(flat)
 
@@ -200,7 +197,7 @@ class Config:
         """Write `to_json()` to a file, whole or not at all."""
         partial = path.with_suffix(".tmp")
         partial.write_text(self.to_json() + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        partial.replace(path)
 
 
 _SECTIONS = {f.name: f for f in dataclasses.fields(Config) if f.name != "preset"}
@@ -247,7 +244,8 @@ def _refused(name: str, expected: str, got: object, remedy: str) -> ValueError:
 def _number(config: object, name: str, low: float, high: float) -> None:
     value, kind = getattr(config, name), type(config).__annotations__[name]
     label = f"{type(config).__name__.removesuffix('Config').lower()}.{name}"
-    right_type = isinstance(value, int if kind == "int" else (int, float)) and not isinstance(value, bool)
+    kinds = int if kind == "int" else (int, float)
+    right_type = isinstance(value, kinds) and not isinstance(value, bool)
     if not right_type or not low <= value <= high:
         noun = "a whole number" if kind == "int" else "a number"
         raise _refused(label, f"{noun} from {low} to {high}", value, "change it in the config cell")

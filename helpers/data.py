@@ -8,7 +8,6 @@ import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -369,24 +368,11 @@ def _write(store: Path, rows: Iterable[Row], config: DataConfig, skipped: list[s
         found = _write_rows(rows, partial / "rows.arrow")
         if found != wanted:
             raise _too_few(config, f"{found['train']} and {found['test']}", skipped)
-        with _without_bars():
-            datasets.Dataset.from_file(str(partial / "rows.arrow")).save_to_disk(partial / "faces")
+        datasets.Dataset.from_file(str(partial / "rows.arrow")).save_to_disk(partial / "faces")
         (partial / "faces" / "skipped.json").write_text(json.dumps(skipped), encoding="utf-8")
         (partial / "faces").replace(store)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Silence the second progress bar that `save_to_disk` would draw."""
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
 
 
 def _write_rows(rows: Iterable[Row], path: Path) -> Counter[str]:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from helpers.config import DegradeConfig
+from .config import DegradeConfig
 
 REGIONS = ("background", "skin", "eyes", "nose", "mouth", "hair")  # the values of a region map
 BLUR = (0.020, 0.010, 0.015, 0.018, 0.016, 0.006)  # Gaussian width at amount 1, share of the side
@@ -88,10 +88,10 @@ def stages(clean: Tensor, regions: Tensor, settings: DegradeConfig, seed: int) -
 
 
 def sample_strengths(settings: DegradeConfig, seeds: Tensor) -> Tensor:
-    """Draw each sample's strength from [strength_min, strength], by its seed: float32 (B,)."""
+    """Draw each sample's strength from [strength_min, 1] · strength, by its seed: float32 (B,)."""
     shares = [torch.rand((), generator=_generator(seed, "strength")) for seed in seeds.tolist()]
-    span = settings.strength - settings.strength_min
-    return (settings.strength_min + span * torch.tensor(shares)).to(seeds.device)
+    low = settings.strength_min
+    return (settings.strength * (low + (1 - low) * torch.tensor(shares))).to(seeds.device)
 
 
 def scale_amounts(settings: DegradeConfig, strength: float) -> DegradeConfig:
@@ -150,7 +150,8 @@ def blur_surface(image: Tensor, regions: Tensor, settings: DegradeConfig, rng: G
     reach = max(2, round(0.012 * min(image.shape[2:])))
     luma = _luma(image)
     total, weights = image.clone(), torch.ones_like(luma)
-    for radius, angle in [(reach, k / 8) for k in range(8)] + [(reach / 2, k / 4) for k in range(4)]:
+    rings = [(reach, k / 8) for k in range(8)] + [(reach / 2, k / 4) for k in range(4)]
+    for radius, angle in rings:
         dy, dx = _polar(radius, angle)
         weight = (_shift(luma, dy, dx) - luma).mul_(12).square_().add_(1).reciprocal_()
         total.addcmul_(_shift(image, dy, dx), weight)
@@ -201,7 +202,8 @@ def add_blocks(image: Tensor, regions: Tensor, settings: DegradeConfig, rng: Gen
     place = _grid(detail) + 0.05 * jitter[..., :1] * along + 0.012 * jitter[..., 1:] * across
     blotches = _sample(_resize(image, [64, 64]), place, mode="nearest")
     patches = torch.sigmoid(3 * _field(image, rng, 1, 9) + 4 * settings.blocks - 1)
-    return image.lerp(_resize(blotches, image.shape[2:]), patches * (1 - (1 - settings.blocks) ** 3))
+    weight = patches * (1 - (1 - settings.blocks) ** 3)
+    return image.lerp(_resize(blotches, image.shape[2:]), weight)
 
 
 def add_ghost(image: Tensor, regions: Tensor, settings: DegradeConfig, rng: Generator) -> Tensor:
@@ -362,7 +364,7 @@ def _check_clean(clean: Tensor, regions: Tensor) -> None:
             "regions", f"{(len(clean), *clean.shape[2:])} on {clean.device}", regions,
             "pass one map per image, of its size")
     low, high = (bound.item() for bound in clean.aminmax())
-    _expect(0 <= low and high <= 1, "clean", "finite values in [0, 1]", f"[{low:g}, {high:g}]",
+    _expect(low >= 0 and high <= 1, "clean", "finite values in [0, 1]", f"[{low:g}, {high:g}]",
             "divide bytes by 255")
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +18,15 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from .config import Config, LossConfig
+from .data import Faces
+from .degrade import degrade
 from .losses import load_lpips, perceptual_name
 
+HELD_OUT_SEED = 900_000  # image i of the test set is degraded by this seed plus i
 METRIC_SEED = 20_000  # of random metric networks: the same in every run, and not the loss's
 PACKAGES = ("torch", "torchvision", "diffusers", "peft", "transformers", "lpips", "scikit-image",
             "numpy")
-FIELDS = ("config", "seed", "base", "versions", "device", "sets")
+FIELDS = ("config", "seed", "base", "versions", "device", "sets")  # of metrics.json
 HIGHER_IS_BETTER = ("psnr", "ssim", "identity")  # gain is a difference; of all others, a percentage
 
 
@@ -46,7 +48,9 @@ class Metrics:
 
     def __init__(self, config: LossConfig, *, device: torch.device | str,
                  seed: int = METRIC_SEED) -> None:
-        nets = {perceptual_name(config): "vgg"} | ({"lpips_alex": "alex"} if config.pretrained else {})
+        nets = {perceptual_name(config): "vgg"}
+        if config.pretrained:
+            nets["lpips_alex"] = "alex"
         self.device = device
         self.networks = {
             name: load_lpips(net, pretrained=config.pretrained, seed=seed).to(device)
@@ -66,6 +70,19 @@ class Metrics:
                   for name, net in self.networks.items()}
         values |= {"psnr": psnr(images, clean), "ssim": ssim(images, clean)}
         return {name: value.tolist() for name, value in values.items()}
+
+
+def held_out_pairs(config: Config, faces: Faces, *, device: torch.device | str,
+                   batch: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the test set as batches (clean, degraded), each (B, 3, H, W) in [0, 1].
+
+    Image i is always degraded by the same seed, at the full strength of the config.
+    """
+    for first in range(0, len(faces.test), batch):
+        indices = range(first, min(first + batch, len(faces.test)))
+        clean, regions = (x.to(device) for x in faces.load("test", indices))
+        seeds = torch.tensor([HELD_OUT_SEED + i for i in indices])
+        yield clean, degrade(clean, regions, config.degrade, seeds)
 
 
 def psnr(images: Tensor, clean: Tensor) -> Tensor:
@@ -90,7 +107,7 @@ def ssim(images: Tensor, clean: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Result:
-    """Metric → one value per image, for doing nothing (degraded) and for the enhancer (restored)."""
+    """Metric → one value per image, for doing nothing (degraded) and the enhancer (restored)."""
 
     degraded: dict[str, list[float]]
     restored: dict[str, list[float]]
@@ -103,7 +120,8 @@ class Result:
     @property
     def gain(self) -> dict[str, list[float]]:
         """The improvement per image, positive where restored is better."""
-        return {name: gain(name, self.degraded[name], self.restored[name]) for name in self.degraded}
+        return {name: gain(name, before, self.restored[name])
+                for name, before in self.degraded.items()}
 
     def summary(self) -> dict[str, Any]:
         """`{n, degraded, restored, gain}`, the last three metric → `summarise(...)`."""
@@ -126,8 +144,7 @@ def evaluate(enhance: Callable[[Tensor], Tensor], pairs: Iterable[tuple[Tensor, 
     Raises:
         ValueError: no pairs, `enhance` changed the shape, or a value is not finite.
     """
-    degraded_values: dict[str, list[float]] = {name: [] for name in metrics.names}
-    restored_values: dict[str, list[float]] = {name: [] for name in metrics.names}
+    result = Result(*({name: [] for name in metrics.names} for _ in range(2)))
     for clean, degraded in pairs:
         with torch.no_grad():
             restored = enhance(degraded)
@@ -135,11 +152,11 @@ def evaluate(enhance: Callable[[Tensor], Tensor], pairs: Iterable[tuple[Tensor, 
             shapes = [tuple(x.shape) for x in (clean, degraded, restored)]
             raise ValueError("expected clean, degraded and restored of one shape, got "
                              f"{shapes}; check what enhance returns")
-        _extend(degraded_values, metrics(degraded, clean), "degraded")
-        _extend(restored_values, metrics(restored, clean), "restored")
-    if not degraded_values["psnr"]:
+        _extend(result.degraded, metrics(degraded, clean), "degraded")
+        _extend(result.restored, metrics(restored, clean), "restored")
+    if not result.n:
         raise ValueError("pairs: expected at least one batch, got none; raise data.test_images")
-    return Result(degraded_values, restored_values)
+    return result
 
 
 def gain(name: str, degraded: Sequence[float], restored: Sequence[float]) -> list[float]:
@@ -198,16 +215,17 @@ def write_metrics(path: Path, *, config: Config, sets: Mapping[str, Result],
     """
     if not sets:
         raise ValueError("sets: expected at least one result, got none; run evaluate first")
+    device = torch.device(device)
+    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     content = {
         "config": dataclasses.asdict(config), "seed": config.run.seed, "base": config.model.base,
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-        "device": _describe(torch.device(device)),
-        "sets": {name: result.summary() for name, result in sets.items()},
+        "device": device_name, "sets": {name: result.summary() for name, result in sets.items()},
     }
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     partial = path.with_name(path.name + ".tmp")
     partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
     return content
 
 
@@ -218,9 +236,8 @@ def read_metrics(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}: expected JSON with finite numbers, got {error}; "
                          "run the evaluation again") from error
-    missing = [f for f in FIELDS if f not in content] if isinstance(content, dict) else list(FIELDS)
-    if missing:
-        raise ValueError(f"{path}: expected the fields {list(FIELDS)}, got none of {missing}; "
+    if not isinstance(content, dict) or not set(FIELDS) <= set(content):
+        raise ValueError(f"{path}: expected the fields {FIELDS}, got {list(content)}; "
                          "run the evaluation again")
     return content
 
@@ -249,7 +266,7 @@ def _level(name: str, summary: Mapping[str, Any]) -> str:
 
 
 def _change(name: str, summary: Mapping[str, Any]) -> str:
-    digits, unit = {"psnr": (2, " dB")}.get(name, (3, "") if name in HIGHER_IS_BETTER else (1, " %"))
+    digits, unit = {"psnr": (2, " dB"), "ssim": (3, ""), "identity": (3, "")}.get(name, (1, " %"))
     mean, low, high = (f"{v:+.{digits}f}" for v in (summary["mean"], *summary["ci95"]))
     return f"{mean}{unit} [{low}, {high}]"
 
@@ -258,14 +275,11 @@ def _extend(columns: dict[str, list[float]], values: Mapping[str, list[float]], 
     for name, column in values.items():
         for offset, value in enumerate(column):
             if not math.isfinite(value):
-                raise ValueError(f"{name} of image {len(columns[name]) + offset} ({what}): expected a "
-                                 f"finite number, got {value}; look for NaN pixels, or for an "
-                                 "image equal to its clean original (infinite PSNR)")
+                index = len(columns[name]) + offset
+                raise ValueError(f"{name} of {what} image {index}: expected a finite number, got "
+                                 f"{value}; look for NaN pixels, or for an image equal to its "
+                                 "clean original (infinite PSNR)")
         columns[name].extend(column)
-
-
-def _describe(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def _refuse_constant(constant: str) -> None:

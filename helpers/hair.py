@@ -8,8 +8,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .head import EYE_LINE, HAIR, SKIN, Cloud, Face, angles, direction, face_radius, fibonacci, \
-    hairline, skull_radius
+from .head import (
+    EYE_LINE,
+    HAIR,
+    SKIN,
+    Cloud,
+    Face,
+    angles,
+    direction,
+    face_radius,
+    fibonacci,
+    hairline,
+    skull_radius,
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ def _roots(face: Face, style: Hairstyle, generator: torch.Generator) -> Tensor:
 
 def _grow(face: Face, style: Hairstyle, roots: Tensor, segments: int,
           generator: torch.Generator) -> Tensor:
-    """Strands as polylines (S, K + 1, 3): comb direction, gravity, curl, and no way into the head."""
+    """Strands as polylines (S, K + 1, 3): combed, pulled down, curled, kept out of the head."""
     count = len(roots)
     vary = torch.rand(count, 4, generator=generator)
     lift = style.lift * (0.35 + 0.9 * vary[:, 0]) + 0.02

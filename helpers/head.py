@@ -106,14 +106,15 @@ def face_radius(face: Face, unit: Tensor) -> Tensor:
     width = 0.085 + 0.06 * face.nose_width * smooth(b, 0.1, tip)
     relief = face.nose_height * (0.06 + 0.14 * smooth(b, 0.2, tip)) * ridge \
         * torch.exp(-((a / width) ** 2))
-    relief = relief + 0.045 * face.nose_height * bump(mirrored, b, (0.115 * face.nose_width + 0.02, tip),
-                                                       (0.05, 0.055))
+    wing = (0.115 * face.nose_width + 0.02, tip)
+    relief = relief + 0.045 * face.nose_height * bump(mirrored, b, wing, (0.05, 0.055))
     relief = relief - 0.055 * bump(mirrored, b, (face.eye_gap, EYE_LINE), (0.2, 0.12))
     relief = relief + 0.025 * bump(mirrored, b, (face.eye_gap, EYE_LINE - 0.005), (0.14, 0.07))
     relief = relief + 0.03 * bump(mirrored, b, (0.3, 0.31), (0.3, 0.08))
     relief = relief + face.cheeks * bump(mirrored, b, (0.52, -0.12), (0.26, 0.2))
     relief = relief - 0.03 * bump(mirrored, b, (0.75, -0.42), (0.2, 0.22))
-    lips = bump(a, b, (0, mouth + 0.04), (0.2, 0.045)) + 1.15 * bump(a, b, (0, mouth - 0.05), (0.17, 0.05))
+    lips = bump(a, b, (0, mouth + 0.04), (0.2, 0.045)) \
+        + 1.15 * bump(a, b, (0, mouth - 0.05), (0.17, 0.05))
     relief = relief + 0.03 * face.lip_fullness * lips + 0.02 * bump(a, b, (0, mouth), (0.32, 0.16))
     relief = relief - 0.025 * bump(a, b, (0, mouth - 0.16), (0.2, 0.06))
     relief = relief + face.chin * bump(a, b, (0, mouth - 0.36), (0.22, 0.16))
@@ -219,10 +220,12 @@ def _paint(face: Face, a: Tensor, b: Tensor,
            generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Albedo (N, 3), gloss (N,) and region labels (N,) by direction."""
     color = _skin_color(face, a, b, generator)
-    gloss = 0.12 + 0.25 * bump(a, b, (0, NOSE_TIP), (0.08, 0.2)) + 0.15 * bump(a, b, (0, 0.5), (0.3, 0.2))
+    gloss = 0.12 + 0.25 * bump(a, b, (0, NOSE_TIP), (0.08, 0.2)) \
+        + 0.15 * bump(a, b, (0, 0.5), (0.3, 0.2))
     labels = torch.full(a.shape, SKIN, dtype=torch.uint8)
     tip = NOSE_TIP - face.nose_length
-    nose = (a.abs() < 0.1 + 0.1 * face.nose_width * smooth(b, 0.1, tip)) & (b < 0.14) & (b > tip - 0.085)
+    half_width = 0.1 + 0.1 * face.nose_width * smooth(b, 0.1, tip)
+    nose = (a.abs() < half_width) & (b < 0.14) & (b > tip - 0.085)
     labels[nose] = NOSE
     for side in (-1, 1):
         color, gloss, labels = _paint_eye(face, side, a, b, color, gloss, labels)
@@ -235,7 +238,8 @@ def _paint(face: Face, a: Tensor, b: Tensor,
 def _skin_color(face: Face, a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:
     side, mouth = a.abs(), face.mouth_line
     red = torch.tensor([1.06, 0.84, 0.82])
-    flush = 0.7 * bump(side, b, (0.5, -0.17), (0.22, 0.16)) + 0.5 * bump(a, b, (0, NOSE_TIP), (0.1, 0.1))
+    flush = 0.7 * bump(side, b, (0.5, -0.17), (0.22, 0.16)) \
+        + 0.5 * bump(a, b, (0, NOSE_TIP), (0.1, 0.1))
     color = face.skin * (1 + flush[:, None] * (red - 1))
     shade = 0.30 * bump(side, b, (face.eye_gap - 0.06, EYE_LINE + 0.02), (0.17, 0.1))
     shade = shade + 0.35 * bump(a, b, (0, NOSE_TIP - face.nose_length - 0.085), (0.14, 0.03))
@@ -243,7 +247,8 @@ def _skin_color(face: Face, a: Tensor, b: Tensor, generator: torch.Generator) ->
     shade = shade + 0.12 * bump(side, b, (0.26, -0.28), (0.05, 0.12))  # the fold beside the nose
     nostril = bump(side, b, (0.055 + 0.02 * face.nose_width, NOSE_TIP - face.nose_length - 0.055),
                    (0.028, 0.018))
-    beard = smooth(b, -0.2, -0.42) * smooth(side, 1.15, 0.8) * (1 - bump(a, b, (0, mouth), (0.24, 0.09)))
+    beard = smooth(b, -0.2, -0.42) * smooth(side, 1.15, 0.8) \
+        * (1 - bump(a, b, (0, mouth), (0.24, 0.09)))
     grain = torch.rand(a.shape, generator=generator)
     shade = shade + face.stubble * beard * (0.25 + 0.5 * grain)
     spots = (grain > 1 - 0.09 * face.freckles) * bump(side, b, (0.3, -0.1), (0.35, 0.14))
@@ -265,9 +270,9 @@ def _paint_eye(face: Face, side: int, a: Tensor, b: Tensor, color: Tensor, gloss
     eye = white + (ring - white) * smooth(far, 0.068, 0.06)[:, None]
     eye = eye * (1 - 0.95 * smooth(far, 0.032, 0.025))[:, None]
     eye = eye * (1 - 0.45 * smooth(upper - v, 0.035, 0.0))[:, None]  # shadow of the lid
-    lash = bump(v - upper, torch.zeros_like(v), (0.004, 0), (0.013, 1)) * (arch > 0.02) \
-        + 0.45 * bump(v - lower, torch.zeros_like(v), (-0.004, 0), (0.008, 1)) * (arch > 0.15)
-    crease = 0.35 * bump(v - upper - 0.045, torch.zeros_like(v), (0, 0), (0.014, 1)) * smooth(arch, 0.0, 0.5)
+    lash = _line(v - upper, 0.004, 0.013) * (arch > 0.02) \
+        + 0.45 * _line(v - lower, -0.004, 0.008) * (arch > 0.15)
+    crease = 0.35 * _line(v - upper, 0.045, 0.014) * smooth(arch, 0.0, 0.5)
     color = color * (1 - crease[:, None]) * (1 - inside[:, None]) + eye * inside[:, None]
     color = color * (1 - 0.85 * lash.clamp(max=1)[:, None])
     glint = bump(u, v, (gaze_u - 0.02 * side, gaze_v + 0.032), (0.014, 0.014)) * inside
@@ -275,6 +280,10 @@ def _paint_eye(face: Face, side: int, a: Tensor, b: Tensor, color: Tensor, gloss
     labels = labels.clone()
     labels[(arch > 0) & (v < upper + 0.02) & (v > lower - 0.015)] = EYES
     return color, gloss * (1 - inside) + 0.1 * inside, labels
+
+
+def _line(x: Tensor, at: float, width: float) -> Tensor:
+    return torch.exp(-(((x - at) / width) ** 2))
 
 
 def _paint_mouth(face: Face, a: Tensor, b: Tensor, color: Tensor, gloss: Tensor,

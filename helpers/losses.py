@@ -144,7 +144,8 @@ def vgg_features(network: lpips.LPIPS, images: Tensor, *, dtype: torch.dtype) ->
     return [tap.float() for tap in network.net(scaled.to(dtype))]
 
 
-def lpips_distance(network: lpips.LPIPS, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
+def lpips_distance(
+        network: lpips.LPIPS, ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
     """LPIPS (B,) from features already computed; equals the package's forward.
 
     Source: Zhang et al. 2018, equation 1; https://arxiv.org/abs/1801.03924
@@ -239,5 +240,5 @@ def _check_pair(restored: Tensor, clean: Tensor) -> None:
         raise ValueError(f"images: expected floats in [0, 1], got {restored.dtype} and "
                          f"{clean.dtype}; divide 8-bit images by 255")
     if clean.shape != restored.shape:
-        raise ValueError(f"clean: expected the shape of restored {shape}, got {tuple(clean.shape)}; "
-                         "pass the two halves of the same pairs")
+        raise ValueError(f"clean: expected the shape of restored {shape}, got "
+                         f"{tuple(clean.shape)}; pass the two halves of the same pairs")

@@ -1,5 +1,7 @@
 """The claims of helpers/losses.py, with random networks: no test downloads anything."""
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import lpips
@@ -13,12 +15,18 @@ from helpers.config import LossConfig
 from helpers.losses import EnhancerLoss, gram_distance, gram_matrix, load_lpips, lpips_distance
 
 REAL_LPIPS = Path(__file__).parents[2] / "shared" / "lpips"
-OFFLINE = {"pretrained": False, "clip": 0.0}
+CONFIG = LossConfig(l1=3.0, lpips=0.7, gram=5.0, clip=0.2, pretrained=False)
 
 
 @pytest.fixture(scope="module")
-def loss() -> EnhancerLoss:
-    return EnhancerLoss(LossConfig(**OFFLINE), device="cpu")
+def loss(tmp_path_factory: pytest.TempPathFactory) -> EnhancerLoss:
+    folder = tmp_path_factory.mktemp("clip")
+    tiny = CLIPVisionConfig(hidden_size=16, intermediate_size=32, projection_dim=8, patch_size=8,
+                            num_hidden_layers=2, num_attention_heads=2, image_size=32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        CLIPVisionModelWithProjection(tiny).save_pretrained(folder)
+    return EnhancerLoss(CONFIG, device="cpu", clip_name=str(folder))
 
 
 @pytest.fixture
@@ -27,34 +35,29 @@ def images() -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.rand(3, 3, 32, 48, generator=generator) for _ in range(2))
 
 
-@pytest.fixture(scope="module")
-def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("clip")
-    config = CLIPVisionConfig(hidden_size=16, intermediate_size=32, projection_dim=8, patch_size=8,
-                              num_hidden_layers=2, num_attention_heads=2, image_size=32)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        CLIPVisionModelWithProjection(config).save_pretrained(folder)
-    return str(folder)
-
-
-def test_lpips_term_equals_the_lpips_package_per_sample(loss, images):
+def test_lpips_term_equals_the_lpips_package_per_sample(images):
+    loss = EnhancerLoss(replace(CONFIG, clip=0.0), device="cpu", seed=1)
     with torch.no_grad():
+        for head in loss.lpips.lins:  # uneven heads, as the published ones are
+            weight = head.model[1].weight
+            weight.copy_(torch.linspace(0, 1, weight.numel()).view_as(weight))
         expected = loss.lpips(*images, normalize=True).flatten()
         features = [losses.vgg_features(loss.lpips, x, dtype=torch.float32) for x in images]
-        torch.testing.assert_close(lpips_distance(loss.lpips, *features), expected, rtol=0, atol=1e-5)
-        assert loss(*images)["lpips"] == pytest.approx(expected.mean().item(), abs=1e-5)
+        torch.testing.assert_close(lpips_distance(loss.lpips, *features), expected,
+                                   rtol=1e-5, atol=1e-5)
+        assert loss(*images)["lpips"].item() == pytest.approx(expected.mean().item(), abs=1e-5)
 
 
 def test_lpips_equals_the_package_with_its_own_random_weights(images):
-    with pytest.warns(UserWarning, match="pretrained"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the package's use of torchvision
         package = lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False)
     ours = load_lpips("squeeze", pretrained=False)
     ours.load_state_dict(package.state_dict())
     torch.testing.assert_close(ours(*images), package(*images))
 
 
-@pytest.mark.skipif(not REAL_LPIPS.is_dir(), reason=f"needs real SqueezeNet weights in {REAL_LPIPS}")
+@pytest.mark.skipif(not REAL_LPIPS.is_dir(), reason=f"needs SqueezeNet's weights in {REAL_LPIPS}")
 def test_pretrained_squeezenet_reproduces_the_documented_value(monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(REAL_LPIPS))
     network = load_lpips("squeeze", pretrained=True)
@@ -91,27 +94,25 @@ def test_vgg_runs_once_per_batch_of_images(loss, images):
     assert len(calls) == 2
 
 
-def test_total_is_the_weighted_sum(images, tiny_clip):
-    config = LossConfig(l1=3.0, lpips=0.7, gram=5.0, clip=0.2, pretrained=False)
-    terms = EnhancerLoss(config, device="cpu", clip_name=tiny_clip).train()(*images)
-    expected = sum(getattr(config, name) * terms[name] for name in ("l1", "lpips", "gram", "clip"))
+def test_total_is_the_weighted_sum(loss, images):
+    terms = loss.train()(*images)
+    expected = sum(getattr(CONFIG, name) * terms[name] for name in ("l1", "lpips", "gram", "clip"))
     torch.testing.assert_close(terms.pop("total"), expected)
     assert len(terms) == 4 and all(value > 0 for value in terms.values())
 
 
-def test_equal_images_cost_nothing(images, tiny_clip):
-    loss = EnhancerLoss(LossConfig(pretrained=False), device="cpu", clip_name=tiny_clip)
-    assert all(abs(v.item()) < 1e-6 for v in loss(images[0], images[0]).values())
+def test_equal_images_cost_nothing(loss, images):
+    assert all(abs(value.item()) < 1e-6 for value in loss(images[0], images[0]).values())
 
 
-def test_gradient_reaches_restored_only_and_is_not_clamped(images, tiny_clip):
-    config = LossConfig(l1=0.0, pretrained=False)
-    loss = EnhancerLoss(config, device="cpu", clip_name=tiny_clip)
+def test_gradient_reaches_restored_only_and_is_not_clamped(loss, images):
     restored, clean = (3 * images[0] - 1).requires_grad_(), images[1].requires_grad_()
-    loss(restored, clean)["total"].backward()
-    outside = (restored < 0) | (restored > 1)
+    terms = loss(restored, clean)
+    for name in ("l1", "lpips", "gram", "clip"):
+        gradient, = torch.autograd.grad(terms[name], restored, retain_graph=True)
+        assert (gradient[(restored < 0) | (restored > 1)] != 0).float().mean() > 0.9
+    terms["total"].backward()
     assert clean.grad is None and all(p.grad is None for p in loss.parameters())
-    assert (restored.grad[outside] != 0).float().mean() > 0.9
 
 
 def test_gradient_is_finite_where_every_feature_is_zero(loss, images):
@@ -137,10 +138,11 @@ def test_random_network_depends_on_its_seed_only(loss):
     assert not torch.equal(same["net.slice1.0.weight"], other["net.slice1.0.weight"])
 
 
-def test_low_precision_features_stay_close(loss, images):
-    half = EnhancerLoss(LossConfig(**OFFLINE), device="cpu", dtype=torch.bfloat16)(*images)
+def test_half_precision_features_stay_close(loss, images):
+    small = [x[:1, :, :16, :16] for x in images]
+    half = EnhancerLoss(replace(CONFIG, clip=0.0), device="cpu", dtype=torch.float16)(*small)
     assert half["lpips"].dtype == torch.float32
-    assert half["lpips"].item() == pytest.approx(loss(*images)["lpips"].item(), rel=0.05)
+    assert half["lpips"].item() == pytest.approx(loss(*small)["lpips"].item(), rel=0.01)
 
 
 def test_unreachable_weights_say_which_and_what_to_do(monkeypatch, tmp_path):
@@ -151,6 +153,8 @@ def test_unreachable_weights_say_which_and_what_to_do(monkeypatch, tmp_path):
         EnhancerLoss(LossConfig(), device="cpu")
     with pytest.raises(RuntimeError, match=r"CLIP.*loss\.clip to 0"):
         EnhancerLoss(LossConfig(lpips=0.0, gram=0.0), device="cpu", clip_name=str(tmp_path))
+    with pytest.raises(ValueError, match="expected 'vgg'"):
+        load_lpips("resnet", pretrained=False)
 
 
 @pytest.mark.parametrize("bad", [torch.rand(3, 32, 48), torch.rand(3, 1, 32, 48),
@@ -159,8 +163,3 @@ def test_unreachable_weights_say_which_and_what_to_do(monkeypatch, tmp_path):
 def test_bad_images_are_refused(loss, images, bad):
     with pytest.raises(ValueError, match="expected"):
         loss(bad, images[1])
-
-
-def test_unknown_network_is_refused():
-    with pytest.raises(ValueError, match="expected 'vgg'"):
-        load_lpips("resnet", pretrained=False)
