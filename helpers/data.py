@@ -215,6 +215,11 @@ def read_image(source: Path | bytes | Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB picture as a batch of one, (1, 3, H, W) float32 in [0, 1]."""
+    return _to_unit(_stacked([image]))
+
+
 def _avatars(config: DataConfig) -> Iterator[Sample]:
     from .avatars import render_avatar
     for split, first, count in (("train", 0, config.train_images),

@@ -73,15 +73,19 @@ class Metrics:
 
 
 def held_out_pairs(config: Config, faces: Faces, *, device: torch.device | str,
-                   batch: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the test set as batches (clean, degraded), each (B, 3, H, W) in [0, 1].
+                   batch: int = 4, indices: Sequence[int] | None = None,
+                   ) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield held-out faces as batches (clean, degraded), each (B, 3, H, W) in [0, 1].
 
-    Image i is always degraded by the same seed, at the full strength of the config.
+    Face i is always degraded by the same seed, at the full strength of the config.
+
+    Args:
+        indices: which faces of the test set; None is all of them.
     """
-    for first in range(0, len(faces.test), batch):
-        indices = range(first, min(first + batch, len(faces.test)))
-        clean, regions = (x.to(device) for x in faces.load("test", indices))
-        seeds = torch.tensor([HELD_OUT_SEED + i for i in indices])
+    wanted = list(range(len(faces.test)) if indices is None else indices)
+    for group in (wanted[i:i + batch] for i in range(0, len(wanted), batch)):
+        clean, regions = (x.to(device) for x in faces.load("test", group))
+        seeds = torch.tensor([HELD_OUT_SEED + i for i in group])
         yield clean, degrade(clean, regions, config.degrade, seeds)
 
 

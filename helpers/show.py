@@ -16,10 +16,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
 from tqdm.auto import tqdm
 
+from . import checkpoint
 from .config import Config, DegradeConfig
+from .data import Faces
 from .degrade import REGIONS, STAGES, degrade, stages, variation_mask
+from .evaluate import Result, held_out_pairs
 from .model import SplatEnhancer
 from .train import Record
 
@@ -66,20 +70,35 @@ def grid(columns: Mapping[str, Tensor], *, rows: Sequence[str] | None = None, si
     return figure
 
 
-def comparison(degraded: Tensor, restored: Tensor, clean: Tensor, *,
-               rows: Sequence[str] | None = None, transpose: bool = False) -> Figure:
-    """The grid `degraded | restored | clean` of (B, 3, H, W) in [0, 1].
+def side_by_side(rows: Mapping[str, Tensor], *, side_in: float = 1.5) -> Figure:
+    """Lay out images with samples side by side: one labelled row (B, 3, H, W) per entry."""
+    count = len(next(iter(rows.values())))
+    columns = {f"{i + 1}" if count > 1 else "": torch.stack([row[i].cpu() for row in rows.values()])
+               for i in range(count)}
+    return grid(columns, rows=list(rows), side_in=side_in)
+
+
+def ranked_comparison(config: Config, faces: Faces, model: SplatEnhancer, result: Result, *,
+                      device: torch.device | str, each: int = 2) -> Figure:
+    """The grid `degraded | restored | clean` of the best, the median and the worst faces.
 
     Args:
-        rows: a label for each sample.
-        transpose: samples side by side instead of one below the other.
+        config, faces: of the run.
+        model: the trained enhancer.
+        result: of `evaluate` on the whole test set; its first metric ranks the faces.
+        each: how many of each kind.
     """
-    parts = {"degraded": degraded, "restored": restored, "clean": clean}
-    if not transpose:
-        return grid(parts, rows=rows)
-    side_by_side = {f"{i + 1}": torch.stack([part[i].cpu() for part in parts.values()])
-                    for i in range(len(clean))}
-    return grid(side_by_side, rows=list(parts), side_in=1.4)
+    metric = next(iter(result.gain))
+    order = sorted(range(result.n), key=lambda i: -result.gain[metric][i])
+    half = (result.n - each) // 2
+    picked = dict.fromkeys(order[:each] + order[half:half + each] + order[-each:])
+    kinds = ["best"] * each + ["median"] * each + ["worst"] * each
+    rows = [f"{kind}\n{result.degraded[metric][i]:.2f} → {result.restored[metric][i]:.2f}"
+            for kind, i in zip(kinds, picked, strict=False)]
+    pairs = held_out_pairs(config, faces, device=device, batch=len(picked), indices=list(picked))
+    clean, degraded = next(pairs)
+    return grid({"degraded": degraded, "restored": model.enhance(degraded), "clean": clean},
+                rows=rows, title=f"{metric}: degraded → restored, {result.n} held-out faces")
 
 
 def training_curve(history: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
@@ -111,6 +130,15 @@ def save_figure(figure: Figure, path: Path, dpi: int = 130) -> Path:
     return path
 
 
+def save_image(images: Tensor, path: Path) -> Path:
+    """Write the first image of a batch (B, 3, H, W) in [0, 1] as PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    to_pil_image(images[0].detach().float().cpu().clamp(0, 1)).save(partial, "PNG")
+    partial.replace(path)
+    return path
+
+
 def show(figure: Figure, alt: str) -> None:
     """Display a figure inline as JPEG, with a text for those who cannot see it."""
     display(_picture(figure, alt))
@@ -123,12 +151,14 @@ class LiveTraining:
         config: of the run.
         model: the enhancer in training.
         clean, degraded: (B, 3, H, W) in [0, 1], the held-out pairs to watch.
-        history: records of earlier sessions of this run.
+        folders: where earlier sessions of this run saved, for the first part of the curve.
     """
 
-    def __init__(self, config: Config, model: SplatEnhancer, clean: Tensor, degraded: Tensor,
-                 history: Sequence[Mapping[str, Any]] = ()) -> None:
-        self.config, self.model, self.history = config, model, [*history]
+    def __init__(self, config: Config, model: SplatEnhancer, clean: Tensor, degraded: Tensor, *,
+                 folders: Sequence[Path | None] = ()) -> None:
+        saved, _ = checkpoint.newest([folder for folder in folders if folder])
+        self.config, self.model = config, model
+        self.history = list(saved.history) if saved else []
         self.clean, self.degraded = clean, degraded
         self.bar = tqdm(total=config.optim.steps, initial=len(self.history), desc="training",
                         unit="step", mininterval=1.0)
@@ -148,7 +178,8 @@ class LiveTraining:
         if self.history:
             self.curve_slot.update(_picture(training_curve(self.history), "loss over steps"))
         restored = self.model.enhance(self.degraded)
-        figure = comparison(self.degraded, restored, self.clean, transpose=True)
+        figure = side_by_side({"degraded": self.degraded, "restored": restored,
+                               "clean": self.clean})
         self.grid_slot.update(_picture(figure, "held-out images at this step"))
 
     def close(self) -> None:
@@ -251,8 +282,7 @@ def _preview(clean: Tensor, regions: Tensor, settings: DegradeConfig,
 def _strip(pictures: list[Tensor]) -> bytes:
     """One sample's pictures (1, 3, H, W) side by side as JPEG."""
     row = torch.cat([p[0].cpu() for p in pictures], dim=-1)
-    pixels = (row.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-    image = Image.fromarray(pixels)
+    image = to_pil_image(row.clamp(0, 1))
     if image.height < 200:
         image = image.resize((image.width * 200 // image.height, 200), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

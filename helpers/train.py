@@ -172,8 +172,9 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
 
                 trainer.step += 1
                 seconds = time.perf_counter() - started
-                record = Record(trainer.step, {k: float(v.detach()) for k, v in losses.items()}, rate, norm,
-                                skipped, seconds, len(clean) / seconds, _peak_gib(device))
+                terms = {name: float(value.detach()) for name, value in losses.items()}
+                record = Record(trainer.step, terms, rate, norm, skipped, seconds,
+                                len(clean) / seconds, _peak_gib(device))
                 trainer.history.append(asdict(record))
                 _refuse_collapse(trainer)
                 if trainer.step % config.run.save_every_steps == 0:
