@@ -33,14 +33,15 @@ def execute_notebook(preset: str, source: Path, folder: Path) -> Path:
     from nbclient import NotebookClient
 
     notebook = nbformat.read(source, as_version=4)
-    code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"
+            and cell.source.strip()]
     for cell in notebook.cells:
         cell.source = re.sub(r'^PRESET = ".*?"', f'PRESET = "{preset}"', cell.source, flags=re.M)
     started = time.monotonic()
 
     def announce(cell, cell_index: int) -> None:
         if cell_index in code:
-            title = re.sub(r"#@title |\{.*\}", "", cell.source.splitlines()[0]).strip()
+            title = re.sub(r"#@title |\{.*\}", "", cell.source.strip().splitlines()[0]).strip()
             place = f"[{code.index(cell_index) + 1:2}/{len(code)}]"
             print(f"{place} {time.monotonic() - started:5.0f} s  {title}", flush=True)
 
@@ -73,7 +74,11 @@ def main(arguments: list[str] | None = None) -> int:
                          options.out or ROOT / "results" / options.preset)
     else:
         from .evaluate import format_table, read_metrics
-        for name, figures in read_metrics(options.folder / "metrics.json")["sets"].items():
+        try:
+            content = read_metrics(options.folder / "metrics.json")
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
+        for name, figures in content["sets"].items():
             print(f"{name}: {format_table(figures)}")
     return 0
 

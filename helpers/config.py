@@ -20,7 +20,7 @@ class DataConfig:
 
     source: str = "avatars"  # "avatars" (embedded), "celeba-hq" (hub), or a folder of images
     size_px: int = 128  # side of the square images, a multiple of 64 (VAE ÷8, UNet ÷8 again)
-    train_images: int = 128
+    train_images: int = 128  # how many it learns from
     test_images: int = 24  # held out: never trained on, whatever train_images is
 
     def __post_init__(self) -> None:
@@ -39,24 +39,24 @@ class DegradeConfig:
     strength: float = 1.0  # one knob over all amounts below
     strength_min: float = 0.5  # training draws each sample's strength from [this, 1] · strength
     # Blur by face region (the owner's table: eyes, nose and mouth heavy, skin and hair soft)
-    skin: float = 0.5
-    eyes: float = 0.8
-    nose: float = 0.6
-    mouth: float = 0.9
-    hair: float = 0.6
-    background: float = 0.3
+    skin: float = 0.5  # blurred
+    eyes: float = 0.8  # smeared and blurred: lids and iris run together
+    nose: float = 0.6  # blurred, and smeared a little
+    mouth: float = 0.9  # smeared and blurred: lips and teeth run together
+    hair: float = 0.6  # smeared along the strands, which merge
+    background: float = 0.3  # slightly blurred
     variation: float = 0.7  # contrast of the patchy mask that modulates the regional blur
     # Effects on the whole image, in the order they are applied
     warp: float = 0.3  # low-frequency geometric error
     surface_blur: float = 0.5  # bilateral: flattens skin, keeps edges
     brightness: float = 0.3  # exposure drift, either way
     color_jitter: float = 0.3  # per-channel gain drift
-    desaturation: float = 0.2
-    blur: float = 0.3  # overall softness
-    downscale: float = 0.3  # resolution lost and interpolated back
-    blocks: float = 0.2  # blotches of constant colour
+    desaturation: float = 0.1
+    blur: float = 0.2  # overall softness
+    downscale: float = 0.2  # resolution lost and interpolated back
+    blocks: float = 0.4  # blotches of constant colour
     ghosting: float = 0.4  # a translucent, shifted second contour
-    noise: float = 0.2
+    noise: float = 0.1  # mostly grey grain, its size a fixed share of the picture
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
@@ -73,7 +73,7 @@ class ModelConfig:
     vae_rank: int = 4  # LoRA rank of the decoder (the encoder is frozen)
     skip_init: float = 1e-5  # the skip convolutions start as almost nothing
     skip_dropout: float = 0.3  # share of training samples that see no skips
-    prompt: str = "a sharp, detailed photograph of a person's face"
+    prompt: str = "a sharp, detailed photograph of a person's face"  # one for all images
 
     def __post_init__(self) -> None:
         _text(self, "base")
@@ -89,7 +89,7 @@ class ModelConfig:
 class LossConfig:
     """Weights of the training loss; a weight of 0 means its network is not even loaded."""
 
-    l1: float = 2.0
+    l1: float = 2.0  # mean absolute difference: keeps colours and places
     lpips: float = 0.5  # VGG16 features
     gram: float = 0.01  # texture statistics on the same VGG16 features
     clip: float = 0.5  # 1 - cosine similarity of CLIP image embeddings
@@ -108,11 +108,11 @@ class LossConfig:
 class OptimConfig:
     """AdamW over the trained tensors, linear warm-up, cosine decay to a tenth."""
 
-    steps: int = 300
+    steps: int = 300  # in all, those before a resume included
     batch: int = 2  # images per step
-    learning_rate: float = 5e-5
-    warmup_steps: int = 20
-    weight_decay: float = 0.01
+    learning_rate: float = 5e-5  # at the end of the warm-up
+    warmup_steps: int = 20  # steps until the full learning rate
+    weight_decay: float = 0.01  # AdamW's own default
     clip_norm: float = 1.0  # largest norm of the whole gradient
 
     def __post_init__(self) -> None:
@@ -129,9 +129,9 @@ class RunConfig:
     """Name, seed and rhythm of a run."""
 
     name: str = "demo"  # the run's folder under runs/
-    seed: int = 0
-    save_every_steps: int = 100
-    preview_every_steps: int = 25
+    seed: int = 0  # all that is random in step n follows from this and n
+    save_every_steps: int = 100  # what a crash can cost
+    preview_every_steps: int = 25  # steps between two pictures of the live display
 
     def __post_init__(self) -> None:
         _text(self, "name")
@@ -155,7 +155,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
+        if self.preset not in list(PRESETS):  # a list also takes what cannot be hashed
             raise _refused("preset", f"one of {sorted(PRESETS)}", self.preset, "pick one of them")
 
     def with_(self, changes: Mapping[str, Any]) -> Config:
@@ -167,6 +167,8 @@ class Config:
         Raises:
             ValueError: an unknown field, or a value its section refuses.
         """
+        if not isinstance(changes, Mapping) or not all(isinstance(path, str) for path in changes):
+            raise _refused("changes", "a dict like {'optim.steps': 500}", changes, "write ':'")
         sections: dict[str, dict[str, Any]] = {}
         for path, value in changes.items():
             section, _, name = path.partition(".")
@@ -186,12 +188,18 @@ class Config:
     @classmethod
     def from_json(cls, text: str) -> Config:
         """Read what `to_json` wrote; unknown or missing fields raise ValueError by name."""
-        loaded = json.loads(text)
-        if not isinstance(loaded, dict) or loaded.get("preset") not in PRESETS:
+        try:
+            loaded = json.loads(text)
+            flat = {f"{s}.{k}": v for s, d in loaded.items() if s != "preset" for k, v in d.items()}
+            config = preset(loaded["preset"])
+        except (AttributeError, KeyError, json.JSONDecodeError) as error:
             raise _refused("config", "JSON written by Config.to_json", text[:60],
+                           "save the config again") from error
+        known = [f"{s}.{k}" for s in _SECTIONS for k in dataclasses.asdict(config)[s]]
+        if missing := [path for path in known if path not in flat]:
+            raise _refused("config", "every field", f"JSON without {', '.join(missing)}",
                            "save the config again")
-        flat = {f"{s}.{k}": v for s, d in loaded.items() if s != "preset" for k, v in d.items()}
-        return preset(loaded["preset"]).with_(flat)
+        return config.with_(flat)
 
     def save(self, path: Path) -> None:
         """Write `to_json()` to a file, whole or not at all."""
@@ -232,7 +240,7 @@ def preset(name: str) -> Config:
     Raises:
         ValueError: an unknown name.
     """
-    if name not in PRESETS:
+    if name not in list(PRESETS):
         raise _refused("preset", f"one of {sorted(PRESETS)} or 'auto'", name, "pick one of them")
     return Config(preset=name).with_(PRESETS[name])
 

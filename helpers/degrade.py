@@ -62,7 +62,8 @@ def degrade(clean: Tensor, regions: Tensor, settings: DegradeConfig, seeds: Tens
     _check_clean(clean, regions)
     _check_regions(regions, seeds)
     knobs = [settings.strength] * len(seeds) if strengths is None else strengths.tolist()
-    _expect(len(knobs) == len(seeds) and all(0 <= knob <= 1 for knob in knobs), "strengths",
+    right_shape = strengths is None or strengths.shape == seeds.shape
+    _expect(right_shape and all(0 <= knob <= 1 for knob in knobs), "strengths",
             f"{len(seeds)} values in [0, 1]", knobs, "use sample_strengths")
     samples = zip(clean.split(1), regions.split(1), knobs, seeds.tolist(), strict=True)
     return torch.cat([_run(image, parts, scale_amounts(settings, knob), seed)["degraded"]

@@ -48,12 +48,11 @@ def grid(columns: Mapping[str, Tensor], *, rows: Sequence[str] | None = None, si
         title: above everything.
 
     Raises:
-        ValueError: columns of different length, or none.
+        ValueError: columns of different length, none, or labels that do not match them.
     """
-    counts = {name: len(images) for name, images in columns.items()}
-    if len(set(counts.values())) != 1:
-        raise ValueError(f"grid: expected columns of one length, got {counts}")
-    count = next(iter(counts.values()))
+    count = _common_length(columns)
+    if rows and len(rows) != count:
+        raise ValueError(f"grid: expected {count} row labels, got {len(rows)}; label every sample")
     figure = Figure(figsize=(side_in * len(columns), side_in * count + (0.6 if title else 0.3)),
                     layout="constrained")
     axes = figure.subplots(count, len(columns), squeeze=False)
@@ -72,7 +71,7 @@ def grid(columns: Mapping[str, Tensor], *, rows: Sequence[str] | None = None, si
 
 def side_by_side(rows: Mapping[str, Tensor], *, side_in: float = 1.5) -> Figure:
     """Lay out images with samples side by side: one labelled row (B, 3, H, W) per entry."""
-    count = len(next(iter(rows.values())))
+    count = _common_length(rows)
     columns = {f"{i + 1}" if count > 1 else "": torch.stack([row[i].cpu() for row in rows.values()])
                for i in range(count)}
     return grid(columns, rows=list(rows), side_in=side_in)
@@ -91,11 +90,12 @@ def ranked_comparison(config: Config, faces: Faces, model: SplatEnhancer, result
     metric = next(iter(result.gain))
     order = sorted(range(result.n), key=lambda i: -result.gain[metric][i])
     half = (result.n - each) // 2
-    picked = dict.fromkeys(order[:each] + order[half:half + each] + order[-each:])
-    kinds = ["best"] * each + ["median"] * each + ["worst"] * each
-    rows = [f"{kind}\n{result.degraded[metric][i]:.2f} → {result.restored[metric][i]:.2f}"
-            for kind, i in zip(kinds, picked, strict=False)]
-    pairs = held_out_pairs(config, faces, device=device, batch=len(picked), indices=list(picked))
+    kinds = dict.fromkeys(order[half:half + each], "median") \
+        | dict.fromkeys(order[-each:], "worst") | dict.fromkeys(order[:each], "best")
+    picked = [i for i in order if i in kinds]
+    rows = [f"{kinds[i]}\n{result.degraded[metric][i]:.2f} → {result.restored[metric][i]:.2f}"
+            for i in picked]
+    pairs = held_out_pairs(config, faces, device=device, batch=len(picked), indices=picked)
     clean, degraded = next(pairs)
     return grid({"degraded": degraded, "restored": model.enhance(degraded), "clean": clean},
                 rows=rows, title=f"{metric}: degraded → restored, {result.n} held-out faces")
@@ -134,7 +134,7 @@ def save_image(images: Tensor, path: Path) -> Path:
     """Write the first image of a batch (B, 3, H, W) in [0, 1] as PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
-    to_pil_image(images[0].detach().float().cpu().clamp(0, 1)).save(partial, "PNG")
+    _to_pil(images[0]).save(partial, "PNG")
     partial.replace(path)
     return path
 
@@ -269,6 +269,19 @@ def degradation_sliders(clean: Tensor, regions: Tensor, settings: DegradeConfig)
                          tabs])
 
 
+def _common_length(entries: Mapping[str, Tensor]) -> int:
+    counts = {name: len(images) for name, images in entries.items()}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise ValueError(f"grid: expected entries of one length above 0, got {counts}; "
+                         "pass equally many images of each")
+    return next(iter(counts.values()))
+
+
+def _to_pil(image: Tensor) -> Image.Image:
+    pixels = image.detach().float().cpu().clamp(0, 1).mul(255)
+    return to_pil_image(pixels.round().to(torch.uint8))  # of floats, to_pil_image drops the rest
+
+
 def _preview(clean: Tensor, regions: Tensor, settings: DegradeConfig,
              seed: int) -> dict[str, Tensor]:
     """What happens to one sample (1, 3, H, W), as titled pictures."""
@@ -282,7 +295,7 @@ def _preview(clean: Tensor, regions: Tensor, settings: DegradeConfig,
 def _strip(pictures: list[Tensor]) -> bytes:
     """One sample's pictures (1, 3, H, W) side by side as JPEG."""
     row = torch.cat([p[0].cpu() for p in pictures], dim=-1)
-    image = to_pil_image(row.clamp(0, 1))
+    image = _to_pil(row)
     if image.height < 200:
         image = image.resize((image.width * 200 // image.height, 200), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -118,10 +118,11 @@ def rasterise(splats: Splats, height_px: int, width_px: int, *, background: Tens
         image: (C, H, W), and alpha: (H, W), how much of each pixel the splats cover.
 
     Raises:
-        ValueError: the image is empty, or the background has another shape.
+        ValueError: the image or a tile is empty, or the background has another shape.
     """
-    if height_px < 1 or width_px < 1:
-        raise ValueError(f"image size: expected 1 x 1 px or more, got {height_px} x {width_px}")
+    if height_px < 1 or width_px < 1 or tile_px < 1:
+        raise ValueError("image and tile size: expected 1 px or more, got "
+                         f"{height_px} x {width_px} and {tile_px}")
     channels = splats.colors.shape[1]
     shape = (channels, height_px, width_px)
     if background is not None and tuple(background.shape) != shape:
@@ -148,20 +149,22 @@ def _visible(splats: Splats, height_px: int, width_px: int,
              tile_px: int) -> tuple[Splats, Tensor, Tensor]:
     """Keep what touches the image, sorted by depth, with inverse covariances and tile spans."""
     splats = splats[torch.argsort(splats.depths.detach(), stable=True)]
-    a, b, c = (splats.covariances[:, i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
-    determinant = a * c - b * b
     with torch.no_grad():
+        a, b, c = (splats.covariances[:, i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
         reach = 2 * torch.log(splats.opacities / MIN_ALPHA)  # squared Mahalanobis radius
         half = torch.stack([a, c], 1).mul(reach.clamp(min=0)[:, None]).sqrt()
         low, high = splats.centers - half, splats.centers + half
         size = torch.tensor([width_px, height_px], dtype=low.dtype, device=low.device)
-        good = (reach > 0) & (determinant > 1e-12) & (a > 0) & (c > 0)
+        good = (reach > 0) & (a * c - b * b > 1e-12) & (a > 0) & (c > 0)
         good &= torch.isfinite(low).all(1) & torch.isfinite(splats.colors).all(1)
+        good &= torch.isfinite(splats.depths)
         good &= (high > 0).all(1) & (low < size).all(1)
         first = (low[good].clamp(min=0) / tile_px).floor().long()
         last = (torch.minimum(high[good], size - 0.5) / tile_px).floor().long()
-    inverse = torch.stack([c, -b, a], 1)[good] / determinant[good, None]  # xx, xy, yy
-    return splats[good], inverse, torch.cat([first, last], 1)
+    splats = splats[good]  # before anything is divided: what is left out has a gradient of zero
+    a, b, c = (splats.covariances[:, i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
+    inverse = torch.stack([c, -b, a], 1) / (a * c - b * b)[:, None]  # xx, xy, yy
+    return splats, inverse, torch.cat([first, last], 1)
 
 
 def _tile_groups(spans: Tensor, columns: int, rows: int, tile_px: int,

@@ -136,7 +136,7 @@ def test_a_seed_looks_alike_at_two_sizes():
     (lambda c, r, s: (c, r + 1, s), "regions: expected values 0 to 5"),
     (lambda c, r, s: (c, r, s[:-1]), "seeds: expected int64"),
     (lambda c, r, s: (c, r, s.float()), "seeds: expected int64"),
-    (lambda c, r, s: (c, r, s, torch.ones(2)), "strengths: expected 3 values"),
+    (lambda c, r, s: (c, r, s, torch.ones(3, 1)), "strengths: expected 3 values"),
     (lambda c, r, s: (c, r, s, torch.full((3,), 1.5)), "strengths: expected 3 values"),
 ])
 def test_bad_input_raises_one_clear_error(change, message):
