@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from .hair import Hairstyle, brow_cloud, hair_cloud
-from .head import BACKGROUND, SKIN, Cloud, Face, ellipsoid_cloud, head_cloud
+from .head import Cloud, Face, ellipsoid_cloud, head_cloud
+from .regions import BACKGROUND, REGIONS, SKIN
 from .splat import Camera, project, rasterise
 
-REGIONS = ("background", "skin", "eyes", "nose", "mouth", "hair")
 _SKINS = [(0.96, 0.80, 0.70), (0.93, 0.73, 0.60), (0.86, 0.64, 0.50), (0.74, 0.52, 0.38),
           (0.58, 0.39, 0.28), (0.42, 0.28, 0.21), (0.32, 0.21, 0.16)]
 _HAIRS = [(0.07, 0.06, 0.06), (0.15, 0.10, 0.07), (0.28, 0.17, 0.10), (0.42, 0.25, 0.13),

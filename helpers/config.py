@@ -27,7 +27,7 @@ class DataConfig:
         _text(self, "source")
         _number(self, "size_px", 64, 2048)
         if self.size_px % 64:
-            raise _refused("data.size_px", "a multiple of 64", self.size_px, "use 128, 256 or 512")
+            raise refused("data.size_px", "a multiple of 64", self.size_px, "use 128, 256 or 512")
         _number(self, "train_images", 1, 30_000)
         _number(self, "test_images", 1, 2_000)
 
@@ -51,7 +51,7 @@ class DegradeConfig:
     surface_blur: float = 0.5  # bilateral: flattens skin, keeps edges
     brightness: float = 0.3  # exposure drift, either way
     color_jitter: float = 0.3  # per-channel gain drift
-    desaturation: float = 0.1
+    desaturation: float = 0.1  # colours fade towards grey
     blur: float = 0.2  # overall softness
     downscale: float = 0.2  # resolution lost and interpolated back
     blocks: float = 0.4  # blotches of constant colour
@@ -99,9 +99,9 @@ class LossConfig:
         for name in ("l1", "lpips", "gram", "clip"):
             _number(self, name, 0.0, 1_000.0)
         if not isinstance(self.pretrained, bool):
-            raise _refused("loss.pretrained", "True or False", self.pretrained, "pass a bool")
+            raise refused("loss.pretrained", "True or False", self.pretrained, "pass a bool")
         if self.l1 + self.lpips + self.gram + self.clip == 0:
-            raise _refused("loss", "at least one weight above 0", "all 0", "raise l1")
+            raise refused("loss", "at least one weight above 0", "all 0", "raise l1")
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         _text(self, "name")
         if not all(c.isalnum() or c in "-_." for c in self.name) or self.name.startswith("."):
-            raise _refused("run.name", "letters, digits, '-', '_' and '.'", self.name, "rename it")
+            raise refused("run.name", "letters, digits, '-', '_' and '.'", self.name, "rename it")
         _number(self, "seed", 0, 2**31 - 1)
         _number(self, "save_every_steps", 1, 1_000_000)
         _number(self, "preview_every_steps", 1, 1_000_000)
@@ -156,7 +156,7 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.preset not in list(PRESETS):  # a list also takes what cannot be hashed
-            raise _refused("preset", f"one of {sorted(PRESETS)}", self.preset, "pick one of them")
+            raise refused("preset", f"one of {sorted(PRESETS)}", self.preset, "pick one of them")
 
     def with_(self, changes: Mapping[str, Any]) -> Config:
         """Return a copy with some fields changed, named `section.field`.
@@ -168,15 +168,15 @@ class Config:
             ValueError: an unknown field, or a value its section refuses.
         """
         if not isinstance(changes, Mapping) or not all(isinstance(path, str) for path in changes):
-            raise _refused("changes", "a dict like {'optim.steps': 500}", changes, "write ':'")
+            raise refused("changes", "a dict like {'optim.steps': 500}", changes, "write ':'")
         sections: dict[str, dict[str, Any]] = {}
         for path, value in changes.items():
             section, _, name = path.partition(".")
             known = {f.name for f in dataclasses.fields(getattr(self, section, None) or object)} \
                 if section in _SECTIONS else set()
             if name not in known:
-                raise _refused("changes", "fields named section.field", path,
-                               f"sections are {sorted(_SECTIONS)}; {section} has {sorted(known)}")
+                raise refused("changes", "fields named section.field", path,
+                              f"sections are {sorted(_SECTIONS)}; {section} has {sorted(known)}")
             sections.setdefault(section, {})[name] = value
         return dataclasses.replace(
             self, **{s: dataclasses.replace(getattr(self, s), **v) for s, v in sections.items()})
@@ -193,12 +193,12 @@ class Config:
             flat = {f"{s}.{k}": v for s, d in loaded.items() if s != "preset" for k, v in d.items()}
             config = preset(loaded["preset"])
         except (AttributeError, KeyError, json.JSONDecodeError) as error:
-            raise _refused("config", "JSON written by Config.to_json", text[:60],
-                           "save the config again") from error
+            raise refused("config", "JSON written by Config.to_json", text[:60],
+                          "save the config again") from error
         known = [f"{s}.{k}" for s in _SECTIONS for k in dataclasses.asdict(config)[s]]
         if missing := [path for path in known if path not in flat]:
-            raise _refused("config", "every field", f"JSON without {', '.join(missing)}",
-                           "save the config again")
+            raise refused("config", "every field", f"JSON without {', '.join(missing)}",
+                          "save the config again")
         return config.with_(flat)
 
     def save(self, path: Path) -> None:
@@ -241,26 +241,31 @@ def preset(name: str) -> Config:
         ValueError: an unknown name.
     """
     if name not in list(PRESETS):
-        raise _refused("preset", f"one of {sorted(PRESETS)} or 'auto'", name, "pick one of them")
+        raise refused("preset", f"one of {sorted(PRESETS)} or 'auto'", name, "pick one of them")
     return Config(preset=name).with_(PRESETS[name])
 
 
-def _refused(name: str, expected: str, got: object, remedy: str) -> ValueError:
+def refused(name: str, expected: str, got: object, remedy: str) -> ValueError:
+    """The error of a value that cannot be used, in the one form of this project."""
     return ValueError(f"{name}: expected {expected}, got {got!r}; {remedy}")
 
 
 def _number(config: object, name: str, low: float, high: float) -> None:
     value, kind = getattr(config, name), type(config).__annotations__[name]
-    label = f"{type(config).__name__.removesuffix('Config').lower()}.{name}"
     kinds = int if kind == "int" else (int, float)
     right_type = isinstance(value, kinds) and not isinstance(value, bool)
     if not right_type or not low <= value <= high:
         noun = "a whole number" if kind == "int" else "a number"
-        raise _refused(label, f"{noun} from {low} to {high}", value, "change it in the config cell")
+        raise _refused_field(config, name, f"{noun} from {low} to {high}")
 
 
 def _text(config: object, name: str) -> None:
     value = getattr(config, name)
     if not isinstance(value, str) or not value.strip():
-        label = f"{type(config).__name__.removesuffix('Config').lower()}.{name}"
-        raise _refused(label, "a non-empty text", value, "change it in the config cell")
+        raise _refused_field(config, name, "a non-empty text")
+
+
+def _refused_field(config: object, name: str, expected: str) -> ValueError:
+    section = type(config).__name__.removesuffix("Config").lower()
+    return refused(f"{section}.{name}", expected, getattr(config, name),
+                   "change it in the config cell")

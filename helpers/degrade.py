@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from .config import DegradeConfig
+from .regions import REGIONS
 
-REGIONS = ("background", "skin", "eyes", "nose", "mouth", "hair")  # the values of a region map
 BLUR = (0.020, 0.010, 0.015, 0.018, 0.016, 0.006)  # Gaussian width at amount 1, share of the side
 SMEAR = (0.0, 0.0, 0.8, 0.3, 0.8, 1.5)  # weight at amount 1 of the smear along edges and strands
 FIELD_SIZE = 64  # smooth random fields are drawn on this grid

@@ -14,62 +14,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from .config import Config, LossConfig
+from .config import Config, refused
 from .data import Faces
 from .degrade import degrade
-from .losses import load_lpips, perceptual_name
+from .metrics import Metrics
 
 HELD_OUT_SEED = 900_000  # image i of the test set is degraded by this seed plus i
-METRIC_SEED = 20_000  # of random metric networks: the same in every run, and not the loss's
 PACKAGES = ("torch", "torchvision", "diffusers", "peft", "transformers", "lpips", "scikit-image",
             "numpy")
 FIELDS = ("config", "seed", "base", "versions", "device", "sets")  # of metrics.json
 HIGHER_IS_BETTER = ("psnr", "ssim", "identity")  # gain is a difference; of all others, a percentage
-
-
-class Metrics:
-    """The distances of images to their clean originals, one value per image.
-
-    With real weights: `lpips_vgg` (a network the loss trained on), `lpips_alex` (one it did not),
-    `psnr` and `ssim`. Without: `lpips_vgg_random`, `psnr`, `ssim`, the random network being another
-    than the loss's.
-
-    Args:
-        config: only `pretrained` matters here.
-        device: where the networks live.
-        seed: of the random network.
-
-    Raises:
-        RuntimeError: weights could not be loaded; the message names them and the remedy.
-    """
-
-    def __init__(self, config: LossConfig, *, device: torch.device | str,
-                 seed: int = METRIC_SEED) -> None:
-        nets = {perceptual_name(config): "vgg"}
-        if config.pretrained:
-            nets["lpips_alex"] = "alex"
-        self.device = device
-        self.networks = {
-            name: load_lpips(net, pretrained=config.pretrained, seed=seed).to(device)
-            for name, net in nets.items()
-        }
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The metrics, in the order they are reported."""
-        return (*self.networks, "psnr", "ssim")
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor, clean: Tensor) -> dict[str, list[float]]:
-        """Measure a batch: images and clean (B, 3, H, W), clamped to [0, 1] first."""
-        images, clean = (x.to(self.device, torch.float32).clamp(0, 1) for x in (images, clean))
-        values = {name: net(images, clean, normalize=True).flatten()
-                  for name, net in self.networks.items()}
-        values |= {"psnr": psnr(images, clean), "ssim": ssim(images, clean)}
-        return {name: value.tolist() for name, value in values.items()}
 
 
 def held_out_pairs(config: Config, faces: Faces, *, device: torch.device | str,
@@ -87,26 +43,6 @@ def held_out_pairs(config: Config, faces: Faces, *, device: torch.device | str,
         clean, regions = (x.to(device) for x in faces.load("test", group))
         seeds = torch.tensor([HELD_OUT_SEED + i for i in group])
         yield clean, degrade(clean, regions, config.degrade, seeds)
-
-
-def psnr(images: Tensor, clean: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio (B,) in dB of (B, 3, H, W) in [0, 1]; inf for equal images."""
-    error = (images.double() - clean.double()).square().mean((1, 2, 3))
-    return -10 * error.log10()
-
-
-def ssim(images: Tensor, clean: Tensor) -> Tensor:
-    """Structural similarity (B,) of (B, 3, H, W) in [0, 1], at least 11 pixels a side.
-
-    Gaussian window of 11 pixels, σ = 1.5, population covariance: the setting of the paper.
-    Source: Wang et al. 2004, through scikit-image.
-    """
-    pairs = zip(images.double().cpu().numpy(), clean.double().cpu().numpy(), strict=True)
-    return torch.tensor([
-        structural_similarity(a, b, data_range=1.0, channel_axis=0, gaussian_weights=True,
-                              sigma=1.5, use_sample_covariance=False)
-        for a, b in pairs
-    ], dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -154,12 +90,12 @@ def evaluate(enhance: Callable[[Tensor], Tensor], pairs: Iterable[tuple[Tensor, 
             restored = enhance(degraded)
         if not restored.shape == degraded.shape == clean.shape:
             shapes = [tuple(x.shape) for x in (clean, degraded, restored)]
-            raise ValueError("expected clean, degraded and restored of one shape, got "
-                             f"{shapes}; check what enhance returns")
+            raise refused("images", "clean, degraded and restored of one shape", shapes,
+                          "check what enhance returns")
         _extend(result.degraded, metrics(degraded, clean), "degraded")
         _extend(result.restored, metrics(restored, clean), "restored")
     if not result.n:
-        raise ValueError("pairs: expected at least one batch, got none; raise data.test_images")
+        raise refused("pairs", "at least one batch", None, "raise data.test_images")
     return result
 
 
@@ -174,8 +110,8 @@ def gain(name: str, degraded: Sequence[float], restored: Sequence[float]) -> lis
         return [after - before for before, after in zip(degraded, restored, strict=True)]
     mean = math.fsum(degraded) / len(degraded)
     if mean <= 0:
-        raise ValueError(f"{name}: expected degraded images that differ from the clean ones, got "
-                         f"a mean distance of {mean}; raise degrade.strength")
+        raise refused(name, "degraded images at a mean distance above 0", mean,
+                      "raise degrade.strength")
     return [100 * (before - after) / mean for before, after in zip(degraded, restored, strict=True)]
 
 
@@ -196,8 +132,8 @@ def summarise(values: Sequence[float], *, seed: int = 0, draws: int = 2_000) -> 
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or not sample.size or not np.isfinite(sample).all():
-        raise ValueError(f"values: expected finite numbers, one per image, got {values!r}; "
-                         "drop what could not be measured")
+        raise refused("values", "finite numbers, one per image", values,
+                      "drop what could not be measured")
     chosen = np.random.default_rng(seed).integers(sample.size, size=(draws, sample.size))
     interval = np.percentile(sample[chosen].mean(1), (2.5, 97.5))
     return {"mean": float(sample.mean()), "median": float(np.median(sample)),
@@ -218,7 +154,7 @@ def write_metrics(path: Path, *, config: Config, sets: Mapping[str, Result],
         ValueError: no sets, or a value that is not finite.
     """
     if not sets:
-        raise ValueError("sets: expected at least one result, got none; run evaluate first")
+        raise refused("sets", "at least one result", sets, "run evaluate first")
     device = torch.device(device)
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     content = {
@@ -238,11 +174,10 @@ def read_metrics(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except ValueError as error:
-        raise ValueError(f"{path}: expected JSON with finite numbers, got {error}; "
-                         "run the evaluation again") from error
+        raise refused(str(path), "JSON with finite numbers", str(error),
+                      "run the evaluation again") from error
     if not isinstance(content, dict) or not set(FIELDS) <= set(content):
-        raise ValueError(f"{path}: expected the fields {FIELDS}, got {list(content)}; "
-                         "run the evaluation again")
+        raise refused(str(path), f"the fields {FIELDS}", list(content), "run the evaluation again")
     return content
 
 
@@ -280,9 +215,9 @@ def _extend(columns: dict[str, list[float]], values: Mapping[str, list[float]], 
         for offset, value in enumerate(column):
             if not math.isfinite(value):
                 index = len(columns[name]) + offset
-                raise ValueError(f"{name} of {what} image {index}: expected a finite number, got "
-                                 f"{value}; look for NaN pixels, or for an image equal to its "
-                                 "clean original (infinite PSNR)")
+                raise refused(f"{name} of {what} image {index}", "a finite number", value,
+                              "look for NaN pixels, or for an image equal to its clean original "
+                              "(infinite PSNR)")
         columns[name].extend(column)
 
 

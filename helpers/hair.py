@@ -10,8 +10,6 @@ from torch.nn.functional import normalize
 
 from .head import (
     EYE_LINE,
-    HAIR,
-    SKIN,
     Cloud,
     Face,
     angles,
@@ -21,6 +19,7 @@ from .head import (
     hairline,
     skull_radius,
 )
+from .regions import HAIR, SKIN
 
 
 @dataclass(frozen=True)

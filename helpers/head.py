@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BACKGROUND, SKIN, EYES, NOSE, MOUTH, HAIR = range(6)
+from .regions import EYES, HAIR, MOUTH, NOSE, SKIN
+
 NOSE_TIP = -0.2  # latitude; the other landmarks of the face
 EYE_LINE = 0.1
 

@@ -13,7 +13,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .config import LossConfig
+from .config import LossConfig, refused
 
 CLIP_NAME = "openai/clip-vit-base-patch32"
 MIN_SIZE_PX = 16  # VGG16 halves the image four times before its last tap
@@ -102,11 +102,8 @@ def load_lpips(net: str, *, pretrained: bool, seed: int = 0) -> lpips.LPIPS:
     """Build the `lpips` package's network, frozen, on the CPU in float32.
 
     With `pretrained`, the backbone is torchvision's ImageNet one and the heads are the published
-    ones. Without, the backbone is random: Kaiming normal, no bias, and first-layer filters of zero
-    mean, so that it sees edges as trained ones do, rather than brightness. The published heads only
-    make sense on trained features, so every head weight is 1/L: the distance is the squared
-    distance of unit feature vectors, averaged over the image and the L layers. That is an untrained
-    texture distance, not LPIPS, and is to be named `lpips_vgg_random`.
+    ones. Without, it is an untrained texture distance (see `_random_weights`), not LPIPS, and is
+    to be named `lpips_vgg_random`.
 
     Args:
         net: "vgg", "alex" or "squeeze".
@@ -118,7 +115,7 @@ def load_lpips(net: str, *, pretrained: bool, seed: int = 0) -> lpips.LPIPS:
         RuntimeError: the backbone's weights could not be downloaded.
     """
     if net not in ("vgg", "alex", "squeeze"):
-        raise ValueError(f"net: expected 'vgg', 'alex' or 'squeeze', got {net!r}; use 'vgg'")
+        raise refused("net", "'vgg', 'alex' or 'squeeze'", net, "use 'vgg'")
     # On "meta" because the package first builds the whole classifier, 0.5 GB for VGG16; and it
     # calls torchvision with the deprecated `pretrained=` whatever it is asked for.
     with warnings.catch_warnings(), torch.device("meta"):
@@ -193,6 +190,10 @@ def clip_embedding(model: nn.Module, images: Tensor, *, dtype: torch.dtype) -> T
 
 
 def _random_weights(wanted: Mapping[str, torch.Size], seed: int) -> dict[str, Tensor]:
+    """Kaiming normal, no bias; the first layer's filters have zero mean, to see edges as trained
+    ones do, rather than brightness. The published heads only make sense on trained features, so
+    every head weight is 1/L: the squared distance of unit feature vectors, averaged over L layers.
+    """
     generator = torch.Generator().manual_seed(seed)
     heads = sum(name.startswith("lin") for name in wanted)
 
@@ -234,11 +235,11 @@ def _load_or_explain(load: Callable[[], Any], what: str, remedy: str) -> Any:
 def _check_pair(restored: Tensor, clean: Tensor) -> None:
     shape = tuple(restored.shape)
     if len(shape) != 4 or shape[0] < 1 or shape[1] != 3 or min(shape[2:]) < MIN_SIZE_PX:
-        raise ValueError(f"restored: expected (B, 3, H, W) with sides of {MIN_SIZE_PX} px or more, "
-                         f"got {shape}; pass a batch of RGB images")
+        raise refused("restored", f"(B, 3, H, W) with sides of {MIN_SIZE_PX} px or more", shape,
+                      "pass a batch of RGB images")
     if not (restored.is_floating_point() and clean.is_floating_point()):
-        raise ValueError(f"images: expected floats in [0, 1], got {restored.dtype} and "
-                         f"{clean.dtype}; divide 8-bit images by 255")
+        raise refused("images", "floats in [0, 1]", (restored.dtype, clean.dtype),
+                      "divide 8-bit images by 255")
     if clean.shape != restored.shape:
-        raise ValueError(f"clean: expected the shape of restored {shape}, got "
-                         f"{tuple(clean.shape)}; pass the two halves of the same pairs")
+        raise refused("clean", f"the shape of restored {shape}", tuple(clean.shape),
+                      "pass the two halves of the same pairs")

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from huggingface_hub import snapshot_download
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import CLIPTextModel, CLIPTokenizer
 
-from .config import ASSETS, TINY_BASE, ModelConfig
-
-LORA_ALPHA = 8  # peft's default: the scale alpha / rank is 1 at rank 8 (UNet), 2 at rank 4 (VAE)
-UNET_TARGETS = ["to_k", "to_q", "to_v", "to_out.0", "conv", "conv1", "conv2", "conv_shortcut",
-                "conv_out", "proj_in", "proj_out", "ff.net.2", "ff.net.0.proj"]
-DECODER_TARGETS = ["to_k", "to_q", "to_v", "to_out.0", "conv", "conv1", "conv2", "conv_shortcut",
-                   "conv_out", "conv_in"]
+from .adapters import DECODER_TARGETS, UNET_TARGETS, add_lora, merged_lora, skip_convolutions
+from .base import embed_prompt, load_network, read_alpha_bar
+from .config import ModelConfig, refused
 
 
 class SplatEnhancer(nn.Module):
@@ -52,20 +40,17 @@ class SplatEnhancer(nn.Module):
         super().__init__()
         shape, width = tuple(prompt_embedding.shape), unet.config.cross_attention_dim
         if len(shape) != 3 or shape[::2] != (1, width):
-            raise _refused("prompt_embedding", f"shape (1, tokens, {width})", shape,
-                           "use the text encoder of the same base")
+            raise refused("prompt_embedding", f"shape (1, tokens, {width})", shape,
+                          "use the text encoder of the same base")
         self.alpha_bar, self.lean_memory = alpha_bar, False
         self.vae, self.unet = vae.requires_grad_(False), unet.requires_grad_(False)
         self.register_buffer("prompt_embedding", prompt_embedding)
         self.register_buffer("timestep", torch.tensor(config.timestep))
-        decoder_targets = rf"decoder\.(.*\.)?({'|'.join(map(re.escape, DECODER_TARGETS))})"
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(seed)  # torch.manual_seed reseeds GPUs too
-            for net, rank, targets in ((self.unet, config.unet_rank, UNET_TARGETS),
-                                       (self.vae, config.vae_rank, decoder_targets)):
-                net.add_adapter(LoraConfig(r=rank, lora_alpha=LORA_ALPHA, target_modules=targets,
-                                           init_lora_weights="gaussian"))
-            self.skips = _skip_convolutions(vae.config.block_out_channels, config.skip_init)
+            add_lora(self.unet, config.unet_rank, UNET_TARGETS)
+            add_lora(self.vae, config.vae_rank, DECODER_TARGETS)
+            self.skips = skip_convolutions(vae.config.block_out_channels, config.skip_init)
         self.unet.conv_in.requires_grad_(True)
         self.train()
 
@@ -86,9 +71,9 @@ class SplatEnhancer(nn.Module):
         """
         if prompt_embedding is None:  # first: the text encoder is gone before the UNet comes
             prompt_embedding = embed_prompt(config.base, config.prompt, cache_dir)
-        vae = _load_network(AutoencoderKL, config.base, "vae", torch_dtype=dtype)
-        unet = _load_network(UNet2DConditionModel, config.base, "unet", torch_dtype=dtype)
-        alpha_bar = _read_alpha_bar(config.base, config.timestep)
+        vae = load_network(AutoencoderKL, config.base, "vae", torch_dtype=dtype)
+        unet = load_network(UNet2DConditionModel, config.base, "unet", torch_dtype=dtype)
+        alpha_bar = read_alpha_bar(config.base, config.timestep)
         return cls(config, vae=vae, unet=unet, prompt_embedding=prompt_embedding,
                    alpha_bar=alpha_bar, seed=seed).to(device=device, dtype=dtype)
 
@@ -133,7 +118,7 @@ class SplatEnhancer(nn.Module):
             ValueError: a strength outside [0, 1], or something that is no batch of images.
         """
         if not 0.0 <= strength <= 1.0:
-            raise _refused("strength", "a number from 0 to 1", strength, "lower or raise it")
+            raise refused("strength", "a number from 0 to 1", strength, "lower or raise it")
         _check_images(degraded, 1)
         height, width = degraded.shape[-2:]
         was_training = self.training
@@ -146,24 +131,9 @@ class SplatEnhancer(nn.Module):
         restored = restored[..., :height, :width].clamp(0.0, 1.0)
         return torch.lerp(degraded.float(), restored, strength).clamp(0.0, 1.0)
 
-    @contextmanager
-    def merged(self) -> Iterator[None]:
-        """Fold LoRA into the base weights for a while: faster, nothing can be trained meanwhile.
-
-        The original weights are set aside (1.9 GB for SD-Turbo in fp16) and put back bit-equal:
-        subtracting what was added would leave rounding errors in the frozen weights.
-        """
-        layers = [m for m in self.modules() if isinstance(m, LoraLayer) and not m.merged]
-        originals = [layer.get_base_layer().weight.data for layer in layers]
-        try:
-            with torch.no_grad():
-                for layer in layers:
-                    layer.merge(safe_merge=True)  # into a copy; refuses non-finite weights
-            yield
-        finally:
-            for layer, original in zip(layers, originals, strict=True):
-                layer.merged_adapters.clear()
-                layer.get_base_layer().weight.data = original
+    def merged(self) -> AbstractContextManager[None]:
+        """Fold LoRA into the base weights for a while: faster, nothing can be trained meanwhile."""
+        return merged_lora(self)
 
     def use_lean_memory(self, on: bool = True) -> None:
         """Recompute activations in the backward pass: half the memory, a third more work."""
@@ -200,8 +170,8 @@ class SplatEnhancer(nn.Module):
                   "other shape": [n for n in shared if own[n].shape != tensors[n].shape]}
         if any(faults.values()):
             found = "; ".join(f"{len(v)} {k} {sorted(v)[:3]}" for k, v in faults.items() if v)
-            raise _refused("tensors", f"the {len(own)} trained tensors of this model", found,
-                           "use the base and the LoRA ranks they were trained with")
+            raise refused("tensors", f"the {len(own)} trained tensors of this model", found,
+                          "use the base and the LoRA ranks they were trained with")
         for name in shared:
             own[name].copy_(tensors[name])
 
@@ -224,11 +194,11 @@ class SplatEnhancer(nn.Module):
         """Pass one random image through and return the result's shape; ValueError if it is off."""
         images = torch.rand(1, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
         restored = self(images.to(self.prompt_embedding.device))
-        finite = bool(restored.isfinite().all())
-        if restored.shape != images.shape or not finite:
-            raise _refused("output", f"finite values of shape {tuple(images.shape)}",
-                           f"{tuple(restored.shape)}, finite: {finite}", "check base and dtype")
-        return tuple(restored.shape)
+        shape, finite = tuple(restored.shape), bool(restored.isfinite().all())
+        if shape != images.shape or not finite:
+            raise refused("output", f"finite values of shape {tuple(images.shape)}",
+                          f"{shape}, finite: {finite}", "check base and dtype")
+        return shape
 
     @torch.no_grad()
     def _encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -258,7 +228,7 @@ class SplatEnhancer(nn.Module):
     def _skip_scale(self, mask: Tensor | None, batch: int) -> Tensor:
         mask = self.prompt_embedding.new_ones(batch) if mask is None else mask
         if mask.shape != (batch,):
-            raise _refused("skip_mask", f"shape ({batch},)", tuple(mask.shape), "pass one an image")
+            raise refused("skip_mask", f"shape ({batch},)", tuple(mask.shape), "pass one an image")
         return mask.to(self.prompt_embedding).view(-1, 1, 1, 1)
 
 
@@ -274,86 +244,6 @@ def to_clean_latent(noisy: Tensor, noise: Tensor, alpha_bar: float) -> Tensor:
     return (noisy.float() - math.sqrt(1 - alpha_bar) * noise.float()) / math.sqrt(alpha_bar)
 
 
-@torch.no_grad()
-def embed_prompt(base: str, prompt: str, cache_dir: Path | None = None) -> Tensor:
-    """Embed a sentence with the base's text encoder.
-
-    Args:
-        cache_dir: keeps the result; once it is there, no text encoder is loaded any more.
-
-    Returns:
-        (1, tokens, width) float32.
-
-    Raises:
-        ValueError: a base without text encoder, or a sentence longer than it can read.
-    """
-    digest = hashlib.sha256(f"{base}\n{prompt}".encode()).hexdigest()[:16]
-    path = cache_dir / f"prompt-{digest}.safetensors" if cache_dir else None
-    if path and path.exists():
-        return load_file(path)["prompt_embedding"]
-    tokenizer = CLIPTokenizer.from_pretrained(_base_folder(base, "tokenizer"))
-    length = tokenizer.model_max_length
-    tokens = tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt")
-    if tokens.input_ids.shape[1] != length:
-        raise _refused("prompt", f"{length} tokens at most", len(tokens.input_ids[0]), "shorten it")
-    encoder = _load_network(CLIPTextModel, base, "text_encoder").float().eval()
-    embedding = encoder(tokens.input_ids).last_hidden_state
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp")
-        save_file({"prompt_embedding": embedding}, partial)
-        partial.replace(path)
-    return embedding
-
-
-def _base_folder(base: str, part: str) -> Path:
-    if base == TINY_BASE:
-        folder = ASSETS / base / part
-    else:
-        folder = Path(base) / part if Path(base).is_dir() else _download(base, part)
-    if not folder.is_dir():
-        raise _refused("base", f"{part}/ in diffusers layout", base, "complete it or use another")
-    return folder
-
-
-def _download(base: str, part: str) -> Path:
-    """Fetch one part of a hub base: its fp16 weights, or where it has none, whatever it has."""
-    try:
-        for weights in ("*.fp16.safetensors", "*.safetensors"):
-            wanted = [f"{part}/{name}" for name in ("*.json", "*.txt", weights)]
-            folder = Path(snapshot_download(base, allow_patterns=wanted)) / part
-            if any(folder.glob(weights)) or not (folder / "config.json").exists():
-                break  # only networks have a config.json; tokenizer and scheduler have no weights
-    except (OSError, ValueError) as error:
-        raise _refused("base", "a folder or a reachable hub name", base,
-                       "check name and network, or use the demo preset") from error
-    return folder
-
-
-def _load_network(kind: type, base: str, part: str, **options: Any) -> Any:
-    folder = _base_folder(base, part)
-    variant = "fp16" if any(folder.glob("*.fp16.safetensors")) else None
-    return kind.from_pretrained(folder, variant=variant, use_safetensors=True, **options)
-
-
-def _read_alpha_bar(base: str, timestep: int) -> float:
-    scheduler = DDPMScheduler.from_pretrained(_base_folder(base, "scheduler"))
-    if scheduler.config.prediction_type != "epsilon":
-        raise _refused("base", "one that predicts epsilon", scheduler.config.prediction_type,
-                       "use stabilityai/sd-turbo")
-    return float(scheduler.alphas_cumprod[timestep])
-
-
-def _skip_convolutions(widths: tuple[int, ...], value: float) -> nn.ModuleList:
-    sources = [widths[0], *widths[:-1]][::-1]  # channels entering the encoder blocks, deepest first
-    targets = [widths[-1], *widths[:0:-1]]  # channels entering the decoder blocks
-    skips = nn.ModuleList(nn.Conv2d(source, target, 1, bias=False)
-                          for source, target in zip(sources, targets, strict=True))
-    for skip in skips:
-        nn.init.constant_(skip.weight, value)
-    return skips
-
-
 def _pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     height, width = images.shape[-2:]
     right, bottom = -width % multiple, -height % multiple
@@ -365,13 +255,9 @@ def _check_images(images: Tensor, multiple: int) -> None:
     shape = tuple(images.shape)
     fits = len(shape) == 4 and shape[1] == 3 and not any(side % multiple for side in shape[2:])
     if not fits or 0 in shape or not images.is_floating_point():
-        raise _refused("images", f"floats (B, 3, H, W), H and W multiples of {multiple}",
-                       f"{images.dtype} {shape}", "convert or resize them; enhance() pads any size")
+        raise refused("images", f"floats (B, 3, H, W), H and W multiples of {multiple}",
+                      (images.dtype, shape), "convert or resize them; enhance() pads any size")
 
 
 def _count(modules: list[nn.Module], *, trained: bool) -> int:
     return sum(p.numel() for m in modules for p in m.parameters() if p.requires_grad == trained)
-
-
-def _refused(name: str, expected: str, got: object, remedy: str) -> ValueError:
-    return ValueError(f"{name}: expected {expected}, got {got}; {remedy}")

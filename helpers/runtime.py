@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from packaging.version import Version
 
-from .config import PRESETS
+from .config import PRESETS, refused
 
 GIB = 2**30
 T4_MIN_GIB = 12.0  # what the "t4" preset needs, with room to spare (a T4 shows 14.6)
@@ -83,8 +83,8 @@ def choose_preset(requested: str, runtime: Runtime,
         RuntimeError: the preset needs the hub, which is out of reach.
     """
     if requested not in {"auto", *PRESETS}:
-        raise ValueError(f"preset: expected one of {sorted(PRESETS)} or 'auto', got {requested!r}; "
-                         "pick one of them")
+        raise refused("preset", f"one of {sorted(PRESETS)} or 'auto'", requested,
+                      "pick one of them")
     name, reason = requested, "you asked for it"
     if requested == "auto" and runtime.gpu_gib >= T4_MIN_GIB:
         name, reason = "t4", f"the GPU has {runtime.gpu_gib:.1f} GiB, {T4_MIN_GIB:g} or more"
@@ -103,13 +103,11 @@ def prepare_packages(runtime: Runtime, *, run: Callable[..., Any] = subprocess.r
     """On Colab, add what is missing and remove a torchao that breaks peft; nothing elsewhere.
 
     Call it before diffusers and peft are imported. pip never touches torch, numpy or pillow.
+    What was done is printed and returned, one line each.
 
     Args:
         run: runs a command as `subprocess.run` does.
         installed: version of an installed package, None if absent.
-
-    Returns:
-        What was done, one printed line each.
 
     Raises:
         RuntimeError: pip failed, or peft was imported too early.
@@ -163,10 +161,7 @@ def mount_drive(runtime: Runtime, want: bool, *, attempts: int = 2,
 
 
 def workspace(runtime: Runtime, root: Path | None = None) -> Path:
-    """Create and return the local folder for data and runs.
-
-    Args:
-        root: another folder than the place's own.
+    """Create and return the local folder for data and runs: the place's own, or `root`.
 
     Raises:
         RuntimeError: nothing can be written there.

@@ -13,7 +13,7 @@ import torch
 from IPython.display import Image as Picture
 from IPython.display import Pretty, display
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
@@ -22,9 +22,10 @@ from tqdm.auto import tqdm
 from . import checkpoint
 from .config import Config, DegradeConfig
 from .data import Faces
-from .degrade import REGIONS, STAGES, degrade, stages, variation_mask
+from .degrade import STAGES, degrade, stages, variation_mask
 from .evaluate import Result, held_out_pairs
 from .model import SplatEnhancer
+from .regions import REGIONS
 from .train import Record
 
 PALETTE = torch.tensor([  # one colour per region, distinguishable without red and green
@@ -55,6 +56,14 @@ def grid(columns: Mapping[str, Tensor], *, rows: Sequence[str] | None = None, si
         raise ValueError(f"grid: expected {count} row labels, got {len(rows)}; label every sample")
     figure = Figure(figsize=(side_in * len(columns), side_in * count + (0.6 if title else 0.3)),
                     layout="constrained")
+    _draw_grid(figure, columns, rows)
+    figure.suptitle(title, fontsize=11) if title else None
+    return figure
+
+
+def _draw_grid(figure: FigureBase, columns: Mapping[str, Tensor],
+               rows: Sequence[str] | None) -> None:
+    count = _common_length(columns)
     axes = figure.subplots(count, len(columns), squeeze=False)
     for column, (name, images) in enumerate(columns.items()):
         axes[0, column].set_title(name, fontsize=9)
@@ -65,16 +74,17 @@ def grid(columns: Mapping[str, Tensor], *, rows: Sequence[str] | None = None, si
             axis.spines[:].set_visible(False)
             if rows and not column:
                 axis.set_ylabel(rows[row], fontsize=8)
-    figure.suptitle(title, fontsize=11) if title else None
-    return figure
 
 
 def side_by_side(rows: Mapping[str, Tensor], *, side_in: float = 1.5) -> Figure:
     """Lay out images with samples side by side: one labelled row (B, 3, H, W) per entry."""
+    return grid(_transposed(rows), rows=list(rows), side_in=side_in)
+
+
+def _transposed(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
     count = _common_length(rows)
-    columns = {f"{i + 1}" if count > 1 else "": torch.stack([row[i].cpu() for row in rows.values()])
-               for i in range(count)}
-    return grid(columns, rows=list(rows), side_in=side_in)
+    return {f"{i + 1}" if count > 1 else "": torch.stack([row[i].cpu() for row in rows.values()])
+            for i in range(count)}
 
 
 def ranked_comparison(config: Config, faces: Faces, model: SplatEnhancer, result: Result, *,
@@ -104,6 +114,11 @@ def ranked_comparison(config: Config, faces: Faces, model: SplatEnhancer, result
 def training_curve(history: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
     """Draw the total loss and its terms over the steps, thin as measured and thick smoothed."""
     figure = Figure(figsize=(7.5, 2.8), layout="constrained")
+    _draw_curve(figure, history, title)
+    return figure
+
+
+def _draw_curve(figure: FigureBase, history: Sequence[Mapping[str, Any]], title: str = "") -> None:
     axis = figure.subplots()
     steps = [record["step"] for record in history]
     for name in history[0]["losses"] if history else ():
@@ -117,8 +132,9 @@ def training_curve(history: Sequence[Mapping[str, Any]], title: str = "") -> Fig
     axis.set(xlabel="step", ylabel="loss", yscale="log", title=title)
     axis.grid(alpha=0.3)
     if history:
+        lowest = min(record["losses"]["total"] for record in history)
+        axis.set_ylim(bottom=max(axis.get_ylim()[0], 1e-3 * lowest))  # a term that does nothing
         axis.legend(loc="upper right", ncols=4, fontsize=8)
-    return figure
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 130) -> Path:
@@ -145,7 +161,7 @@ def show(figure: Figure, alt: str) -> None:
 
 
 class LiveTraining:
-    """A progress bar, the loss curve and a fixed held-out grid, each in one place.
+    """A progress bar, and one display slot with the loss curve over a fixed held-out grid.
 
     Args:
         config: of the run.
@@ -162,8 +178,7 @@ class LiveTraining:
         self.clean, self.degraded = clean, degraded
         self.bar = tqdm(total=config.optim.steps, initial=len(self.history), desc="training",
                         unit="step", mininterval=1.0)
-        self.curve_slot = display(Pretty("…"), display_id=True) or _NoSlot()
-        self.grid_slot = display(Pretty("…"), display_id=True) or _NoSlot()
+        self.slot = display(Pretty("…"), display_id=True) or _NoSlot()
 
     def update(self, record: Record) -> None:
         """Show one step; the pictures change every `preview_every_steps`."""
@@ -175,12 +190,13 @@ class LiveTraining:
 
     def draw(self) -> None:
         """Redraw curve and grid now."""
-        if self.history:
-            self.curve_slot.update(_picture(training_curve(self.history), "loss over steps"))
-        restored = self.model.enhance(self.degraded)
-        figure = side_by_side({"degraded": self.degraded, "restored": restored,
-                               "clean": self.clean})
-        self.grid_slot.update(_picture(figure, "held-out images at this step"))
+        rows = {"degraded": self.degraded, "restored": self.model.enhance(self.degraded),
+                "clean": self.clean}
+        figure = Figure(figsize=(7.5, 7.2), layout="constrained")
+        above, below = figure.subfigures(2, 1, height_ratios=(2.4, 4.8))
+        _draw_curve(above, self.history)
+        _draw_grid(below, _transposed(rows), list(rows))
+        self.slot.update(_picture(figure, "loss over steps, above held-out images at this step"))
 
     def close(self) -> None:
         """Leave the final state on the screen."""

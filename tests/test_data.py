@@ -1,6 +1,5 @@
-"""Faces in, batches out."""
+"""The claims of helpers/data.py and helpers/sources.py."""
 
-import json
 import sys
 from io import BytesIO
 from pathlib import Path
@@ -12,15 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import data
+from helpers import data, sources
 from helpers.config import DataConfig
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "faces"
-LABELS = dict(enumerate(data.CELEBA_MASK_LABELS))
-OTHER_ORDER = dict(enumerate([  # an earlier revision of the published parser
-    "background", "skin.png", "nose.png", "r_eye.png", "l_eye.png", "r_brow.png", "l_brow.png",
-    "r_ear.png", "l_ear.png", "mouth.png", "u_lip.png", "l_lip.png", "neck.png", "hair.png",
-    "neck_l.png", "cloth.png", "eye_g.png", "hat.png", "ear_r.png"]))
 
 
 def photo(number=0, mode="RGB", side=80):
@@ -117,7 +111,7 @@ def test_bad_input_leaves_nothing_behind(tmp_path, monkeypatch, options, error, 
 
 
 def test_stream_goes_on_after_connection_errors_and_gives_up_after_three(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.time, "sleep", lambda _: None)
+    monkeypatch.setattr(sources.time, "sleep", lambda _: None)
     class Flaky:
         left = 2
         def __iter__(self):
@@ -143,31 +137,6 @@ def test_every_kind_of_image_becomes_upright_rgb_on_white():
     exif[0x0112] = 6  # turn by 90 degrees
     Image.new("RGB", (64, 96)).save(file, "JPEG", exif=exif)
     assert data.read_image(file.getvalue()).size == (96, 64)
-
-
-def test_both_published_label_orders_give_the_same_regions():
-    known, other = data.region_lookup(LABELS), data.region_lookup(OTHER_ORDER)
-    assert known.tolist() == [0, 1, 3, 2, 2, 2, 1, 1, 1, 1, 4, 4, 4, 5, 0, 0, 0, 1, 0]
-    ids = {name.removesuffix(".png"): i for i, name in OTHER_ORDER.items()}
-    assert all(other[ids[name]] == known[i] for i, name in LABELS.items())
-    assert data.region_lookup({"0": "Background", "1": "HAIR.png"}).tolist() == [0, 5]
-    with pytest.raises(ValueError, match="label_0"):
-        data.region_lookup({0: "LABEL_0"})
-
-
-def test_parser_maps_a_segformer_by_label_name(tmp_path):
-    from transformers import SegformerConfig, SegformerForSemanticSegmentation
-    config = SegformerConfig(hidden_sizes=[4, 4, 8, 8], depths=[1] * 4, decoder_hidden_size=8,
-                             num_attention_heads=[1] * 4, id2label=OTHER_ORDER)
-    model = SegformerForSemanticSegmentation(config)
-    torch.nn.init.zeros_(model.decode_head.classifier.weight)
-    model.decode_head.classifier.bias.data = torch.arange(19.0).eq(16).float()  # eye_g
-    model.save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({  # the class is the published
-        "image_processor_type": "SegformerFeatureExtractor", "size": {"height": 64, "width": 64}}))
-    regions = data.FaceParser(str(tmp_path))(torch.rand(2, 3, 96, 96))
-    assert regions.shape == (2, 96, 96) and regions.dtype == torch.uint8
-    assert regions.unique().tolist() == [2]
 
 
 def test_batch_follows_from_seed_and_step_and_epochs_meet_every_image_once(tmp_path):

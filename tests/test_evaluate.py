@@ -1,4 +1,4 @@
-"""The claims of helpers/evaluate.py."""
+"""The claims of helpers/evaluate.py and helpers/metrics.py."""
 
 import dataclasses
 import json
@@ -9,10 +9,11 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from helpers.config import LossConfig, preset
-from helpers.evaluate import Metrics, Result, evaluate, format_table, gain, psnr, ssim, summarise
+from helpers.evaluate import Result, evaluate, format_table, gain, summarise
 from helpers.evaluate import read_metrics as read
 from helpers.evaluate import write_metrics as write
 from helpers.losses import EnhancerLoss
+from helpers.metrics import Metrics, psnr, ssim
 
 NAMES = ("lpips_vgg_random", "psnr", "ssim")
 
@@ -60,7 +61,7 @@ def test_metric_networks_are_named_for_what_they_are(metrics, monkeypatch):
     loss = EnhancerLoss(LossConfig(pretrained=False, clip=0.0), device="cpu")
     ours, theirs = (n.net.slice1[0].weight for n in (metrics.networks[NAMES[0]], loss.lpips))
     assert not torch.equal(ours, theirs)  # the random network is another than the loss's
-    monkeypatch.setattr("helpers.evaluate.load_lpips", lambda *_, **__: torch.nn.Identity())
+    monkeypatch.setattr("helpers.metrics.load_lpips", lambda *_, **__: torch.nn.Identity())
     names = Metrics(LossConfig(pretrained=True), device="cpu").names
     assert names == ("lpips_vgg", "lpips_alex", "psnr", "ssim")
 

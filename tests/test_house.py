@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 
 import pytest
 
 from helpers.__main__ import ROOT
 
-ORDER = ("config", "runtime", "splat", "regions", "head", "hair", "avatars", "data", "degrade",
-         "base", "model", "losses", "checkpoint", "train", "evaluate", "show", "__main__",
-         "tiny_base")
+ORDER = ("config", "runtime", "splat", "regions", "head", "hair", "avatars", "sources", "data",
+         "degrade", "adapters", "base", "model", "losses", "metrics", "checkpoint", "train",
+         "evaluate", "show", "__main__", "tiny_base")
 SOURCES = {path.stem: path.read_text() for path in sorted((ROOT / "helpers").glob("*.py"))
            if path.stem != "__init__"}
 
@@ -58,3 +60,9 @@ def test_nothing_is_unpickled():
 def test_nobody_but_runtime_and_its_tests_looks_for_colab():
     users = {name for name, source in SOURCES.items() if "COLAB" in source}
     assert users <= {"runtime"}
+
+
+def test_ruff_is_clean_over_code_and_notebook():
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "."], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

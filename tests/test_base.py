@@ -1,0 +1,88 @@
+"""The claims of helpers/base.py."""
+
+import fnmatch
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from helpers import base as base_module
+from helpers.base import embed_prompt, read_alpha_bar
+from helpers.config import ModelConfig
+from helpers.model import SplatEnhancer
+
+GOLDEN_BASE = Path(__file__).parent / "fixtures" / "golden" / "base"
+
+
+@pytest.fixture(scope="module")
+def full_base(tmp_path_factory):
+    """The golden base, completed by a tiny random tokenizer and text encoder."""
+    folder = tmp_path_factory.mktemp("base")
+    shutil.copytree(GOLDEN_BASE, folder, dirs_exist_ok=True)
+    letters = "abcdefghijklmnopqrstuvwxyz',."
+    words = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer({word: i for i, word in enumerate(words)}, [], model_max_length=77)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, bos_token_id=len(words) - 2, eos_token_id=len(words) - 1,
+    )).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+def test_cached_prompt_needs_no_text_encoder(full_base, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(full_base, base)
+    first = embed_prompt(str(base), "a face", tmp_path / "cache")
+    assert first.shape == (1, 77, 32) and not first.requires_grad
+    shutil.rmtree(base / "text_encoder")
+    assert torch.equal(embed_prompt(str(base), "a face", tmp_path / "cache"), first)
+    with pytest.raises(ValueError, match="text_encoder"):
+        embed_prompt(str(base), "another face", tmp_path / "cache")
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".safetensors"]
+
+
+def test_too_long_prompt_raises(full_base):
+    with pytest.raises(ValueError, match="77 tokens at most, got 102"):
+        embed_prompt(str(full_base), "a " * 100)
+
+
+@pytest.mark.parametrize("suffix", [".fp16.safetensors", ".safetensors"])
+def test_hub_base_is_fetched_by_part_and_builds_the_same_model(
+        full_base, tmp_path, monkeypatch, suffix):
+    fetched = []
+
+    def fetch(name, allow_patterns):  # a hub that has weights with this suffix only
+        for path in full_base.rglob("*.*"):
+            file = path.relative_to(full_base).as_posix().replace(".safetensors", suffix)
+            if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+                (tmp_path / file).parent.mkdir(exist_ok=True)
+                shutil.copy(path, tmp_path / file)
+                fetched.append(file)
+        return str(tmp_path)
+
+    monkeypatch.setattr(base_module, "snapshot_download", fetch)
+    model = SplatEnhancer.from_pretrained(ModelConfig(base="someone/some-base"), device="cpu")
+    assert model.check_shapes(64) == (1, 3, 64, 64)
+    assert f"unet/diffusion_pytorch_model{suffix}" in fetched
+
+
+def test_unreachable_hub_names_the_demo_preset(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="demo preset"):
+        SplatEnhancer.from_pretrained(ModelConfig(base="nobody/no-such-base"), device="cpu")
+
+
+def test_noise_schedule_is_read_and_a_base_of_another_kind_is_refused(tmp_path):
+    assert read_alpha_bar(str(GOLDEN_BASE), 999) ** 0.5 == pytest.approx(0.0682649, abs=1e-6)
+    folder = tmp_path / "scheduler"
+    shutil.copytree(GOLDEN_BASE / "scheduler", folder)
+    settings = json.loads((folder / "scheduler_config.json").read_text())
+    settings["prediction_type"] = "v_prediction"
+    (folder / "scheduler_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="expected one that predicts epsilon, got 'v_prediction'"):
+        read_alpha_bar(str(tmp_path), 999)
