@@ -215,7 +215,7 @@ def degradation_grid(clean: Tensor, regions: Tensor, settings: DegradeConfig,
         seed: of the first sample; the next ones follow.
     """
     rows = [_preview(clean[i:i + 1], regions[i:i + 1], settings, seed + i)
-            for i in range(len(clean))]
+            for i in range(_common_length({"clean": clean, "regions": regions}))]
     return grid({name: torch.cat([row[name] for row in rows]) for name in rows[0]})
 
 
@@ -246,11 +246,12 @@ def degradation_sliders(clean: Tensor, regions: Tensor, settings: DegradeConfig)
         regions: (B, H, W) uint8.
         settings: where the sliders start.
     """
+    count = _common_length({"clean": clean, "regions": regions})
     sliders = {f.name: widgets.FloatSlider(
         getattr(settings, f.name), min=0, max=1, step=0.05, description=f.name,
         continuous_update=False, style={"description_width": "100px"}, layout={"width": "320px"})
         for f in dataclasses.fields(settings) if f.name != "strength_min"}
-    image = widgets.Dropdown(options=[(f"image {i + 1}", i) for i in range(len(clean))],
+    image = widgets.Dropdown(options=[(f"image {i + 1}", i) for i in range(count)],
                              description="show", layout={"width": "200px"})
     seed = widgets.BoundedIntText(0, min=0, max=9_999, description="seed",
                                   layout={"width": "200px"})

@@ -29,6 +29,7 @@ from .config import ASSETS, TINY_BASE, ModelConfig
 SIZE_PX = 128
 FIRST_IDENTITY = 100_000  # train seeds start at 0, test seeds at 1,000,000
 TEXT_WIDTH = 64
+UNET_DECAY_STEPS = 2_500  # of the cosine; the enhancer's LoRA goes on from there
 
 
 def render_identities(count: int, cache: Path) -> Tensor:
@@ -105,7 +106,7 @@ def train_unet(latents: Tensor, embedding: Tensor, steps: int, batch: int, seed:
         cross_attention_dim=TEXT_WIDTH, attention_head_dim=(3, 4, 4, 5),
         use_linear_projection=True)
     average = copy.deepcopy(unet).requires_grad_(False)
-    for step, rate, optimiser in _schedule(unet, steps, steps, 1e-3):
+    for step, rate, optimiser in _schedule(unet, steps, UNET_DECAY_STEPS, 1e-3):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         clean = latents[torch.randint(len(latents), (batch,), generator=generator)]
         noise = torch.randn(clean.shape, generator=generator)
@@ -212,7 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ASSETS / TINY_BASE)
     parser.add_argument("--avatars", type=int, default=4_000)
-    parser.add_argument("--unet-steps", type=int, default=2_500)
+    parser.add_argument("--unet-steps", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     images = render_identities(args.avatars, Path("data/tiny-base-avatars.npy"))

@@ -1,0 +1,67 @@
+"""`python -m helpers`: figures of a run, the executed notebook, one line for bad arguments."""
+
+import subprocess
+import sys
+
+import nbclient
+import nbformat
+import pytest
+
+from helpers.__main__ import ROOT, execute_notebook, main
+from helpers.config import preset
+from helpers.evaluate import Result, format_table, write_metrics
+
+RESULT = Result({"psnr": [20.0, 22.0], "ssim": [0.5, 0.6]}, {"psnr": [23.0, 24.0],
+                                                             "ssim": [0.7, 0.7]})
+
+
+@pytest.mark.parametrize("arguments", [
+    [], ["nothing"], ["metrics"], ["metrics", "a", "b"], ["notebook", "--preset", "huge"],
+    ["notebook", "--steps", "3"], ["metrics", "no/such/folder"]])
+def test_bad_arguments_exit_2_with_one_line_that_says_why(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2 and not printed.out
+    assert "python -m helpers: error: " in printed.err.splitlines()[-1].replace(
+        " notebook:", ":").replace(" metrics:", ":")
+
+
+def test_metrics_prints_the_table_of_every_set(tmp_path, capsys):
+    write_metrics(tmp_path / "metrics.json", config=preset("demo"), device="cpu",
+                  sets={"held_out": RESULT, "train": RESULT})
+    assert main(["metrics", str(tmp_path)]) == 0
+    table = format_table(RESULT)
+    assert capsys.readouterr().out == f"held_out: {table}\ntrain: {table}\n"
+
+
+def test_a_foreign_metrics_file_exits_2(tmp_path, capsys):
+    (tmp_path / "metrics.json").write_text('{"psnr": NaN}')
+    with pytest.raises(SystemExit, match="2"):
+        main(["metrics", str(tmp_path)])
+    assert "expected JSON with finite numbers" in capsys.readouterr().err
+
+
+def test_module_runs_as_a_command_and_prints_its_help():
+    done = subprocess.run([sys.executable, "-m", "helpers", "--help"], cwd=ROOT, text=True,
+                          capture_output=True, check=True)
+    assert "notebook" in done.stdout and "metrics" in done.stdout and not done.stderr
+
+
+def test_a_failing_notebook_still_leaves_its_copy_and_the_source_alone(
+        tmp_path, monkeypatch, capsys):
+    def fail(client):
+        for index, cell in enumerate(client.nb.cells):
+            client.on_cell_start(cell=cell, cell_index=index)
+        raise RuntimeError("cell 2 failed")
+    monkeypatch.setattr(nbclient.NotebookClient, "execute", fail)
+    new, source = nbformat.v4, tmp_path / "book.ipynb"
+    cells = [new.new_markdown_cell("Hello"), new.new_code_cell("#@title Choose\nPRESET = \"auto\""),
+             new.new_code_cell("2")]
+    nbformat.write(new.new_notebook(cells=[*cells, new.new_code_cell("")]), source)
+    before = source.read_bytes()
+    with pytest.raises(RuntimeError, match="cell 2 failed"):
+        execute_notebook("t4", source, tmp_path / "out")
+    copy = nbformat.read(tmp_path / "out" / "book.ipynb", as_version=4)
+    assert 'PRESET = "t4"' in copy.cells[1].source and source.read_bytes() == before
+    assert [line.split(" s  ")[1] for line in capsys.readouterr().out.splitlines()] == ["Choose", "2"]
