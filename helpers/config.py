@@ -93,11 +93,15 @@ class LossConfig:
     lpips: float = 0.5  # VGG16 features
     gram: float = 0.01  # texture statistics on the same VGG16 features
     clip: float = 0.5  # 1 - cosine similarity of CLIP image embeddings
+    vgg_view_px: int = 0  # VGG16 sees a random square of this side (at least 16); 0: all
     pretrained: bool = True  # False: VGG16 with seeded random weights (offline), named as such
 
     def __post_init__(self) -> None:
         for name in ("l1", "lpips", "gram", "clip"):
             _number(self, name, 0.0, 1_000.0)
+        _number(self, "vgg_view_px", 0, 2048)
+        if 0 < self.vgg_view_px < 16:
+            raise refused("loss.vgg_view_px", "0, or 16 and more", self.vgg_view_px, "use 64")
         if not isinstance(self.pretrained, bool):
             raise refused("loss.pretrained", "True or False", self.pretrained, "pass a bool")
         if self.l1 + self.lpips + self.gram + self.clip == 0:

@@ -52,12 +52,13 @@ class EnhancerLoss(nn.Module):
         """Stay in evaluation mode: LPIPS's heads hold a dropout that would make the loss random."""
         return super().train(False)
 
-    def forward(self, restored: Tensor, clean: Tensor) -> dict[str, Tensor]:
+    def forward(self, restored: Tensor, clean: Tensor, *, view_seed: int = 0) -> dict[str, Tensor]:
         """Compare two batches.
 
         Args:
             restored: (B, 3, H, W), RGB; values outside [0, 1] are not clamped.
             clean: (B, 3, H, W), RGB in [0, 1]; receives no gradient.
+            view_seed: of the square that VGG16 sees, where the config limits it.
 
         Returns:
             Scalars: the active terms "l1", "lpips", "gram", "clip", unweighted, and "total".
@@ -69,7 +70,8 @@ class EnhancerLoss(nn.Module):
         clean = clean.detach()
         terms = {"l1": functional.l1_loss(restored, clean)} if self.config.l1 else {}
         if self.lpips is not None:
-            terms |= self._vgg_terms(restored, clean)
+            views = random_view(restored, clean, self.config.vgg_view_px, view_seed)
+            terms |= self._vgg_terms(*views)
         if self.clip is not None:
             terms["clip"] = self._clip_term(restored, clean)
         weighted = [getattr(self.config, name) * value for name, value in terms.items()]
@@ -91,6 +93,17 @@ class EnhancerLoss(nn.Module):
         with torch.no_grad():
             theirs = clip_embedding(self.clip, clean, dtype=self.dtype)
         return (1 - functional.cosine_similarity(ours, theirs)).mean()
+
+
+def random_view(restored: Tensor, clean: Tensor, side_px: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Cut the same random square out of both batches; `side_px` 0 or too large keeps them whole."""
+    limits = [side - side_px for side in restored.shape[-2:]]
+    if not side_px or min(limits) <= 0:
+        return restored, clean
+    dice = torch.Generator().manual_seed(seed)
+    top, left = (int(torch.randint(limit + 1, (), generator=dice)) for limit in limits)
+    square = (..., slice(top, top + side_px), slice(left, left + side_px))
+    return restored[square], clean[square]
 
 
 def perceptual_name(config: LossConfig) -> str:

@@ -167,7 +167,7 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
 
                 clean, degraded, skip_mask = training_batch(config, faces, trainer.step, device)
                 restored = model(degraded, skip_mask)
-                losses = loss(restored, clean)
+                losses = loss(restored, clean, view_seed=config.run.seed + trainer.step)
                 norm, skipped = trainer.update(losses["total"])
 
                 trainer.step += 1

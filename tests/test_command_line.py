@@ -23,8 +23,7 @@ def test_bad_arguments_exit_2_with_one_line_that_says_why(arguments, capsys):
         main(arguments)
     printed = capsys.readouterr()
     assert stopped.value.code == 2 and not printed.out
-    assert "python -m helpers: error: " in printed.err.splitlines()[-1].replace(
-        " notebook:", ":").replace(" metrics:", ":")
+    assert ": error: " in printed.err.splitlines()[-1]
 
 
 def test_metrics_prints_the_table_of_every_set(tmp_path, capsys):
@@ -64,4 +63,5 @@ def test_a_failing_notebook_still_leaves_its_copy_and_the_source_alone(
         execute_notebook("t4", source, tmp_path / "out")
     copy = nbformat.read(tmp_path / "out" / "book.ipynb", as_version=4)
     assert 'PRESET = "t4"' in copy.cells[1].source and source.read_bytes() == before
-    assert [line.split(" s  ")[1] for line in capsys.readouterr().out.splitlines()] == ["Choose", "2"]
+    titles = [line.split(" s  ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert titles == ["Choose", "2"]

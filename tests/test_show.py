@@ -80,8 +80,7 @@ def test_comparison_labels_best_median_and_worst_truly(count, kinds):
 @pytest.mark.parametrize("totals", [[], [1.0], [2.0] * 100, [math.nan, 1.0, math.inf, 0.0]])
 def test_training_curve_draws_each_term_over_its_steps(totals, tmp_path):
     history = [{"step": i, "losses": {"l1": x / 2, "total": x}} for i, x in enumerate(totals, 1)]
-    figure = show.training_curve(history, "losses")
-    lines = figure.axes[0].lines
+    lines = (figure := show.training_curve(history, "losses")).axes[0].lines
     assert len(lines) == (4 if totals else 0)  # l1 and total, smoothed and as measured
     assert all(list(line.get_xdata()) == [h["step"] for h in history] for line in lines)
     if len(totals) == 100:

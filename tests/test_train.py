@@ -92,7 +92,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_recorded(config, build, faces,
     model, loss = build()
     before = {n: p.detach().clone() for n, p in model.trainable().items()}
 
-    def broken(restored, clean):
+    def broken(restored, clean, **_):
         return {"total": loss(restored, clean)["total"] * float("nan")}
 
     record = next(train(config, model, faces, broken, folder=tmp_path))

@@ -28,7 +28,8 @@ def test_sliders_change_the_picture_name_what_to_write_into_changes_and_go_back(
     parts = walk(show.degradation_sliders(CLEAN, REGIONS, CONFIG.degrade))
     controls = {w.description: w for w in parts if getattr(w, "description", "")}
     assert set(vars(CONFIG.degrade)) - {"strength_min"} <= set(controls)
-    picture, line = ([w for w in parts if type(w).__name__ == kind][0] for kind in ("Image", "HTML"))
+    kinds = {type(w).__name__: w for w in parts}
+    picture, line = kinds["Image"], kinds["HTML"]
     first = picture.value, line.value
     moves = {"eyes": 0.05, "noise": 0.95, "variation": 0.0, "strength": 0.5}
     for name, value in moves.items():
