@@ -265,8 +265,8 @@ def degradation_sliders(clean: Tensor, regions: Tensor, settings: DegradeConfig)
                        now, seed.value)
         picture.value = _strip([row[k] for k in ("clean", "regions", "variation", "degraded")])
         moved = {f"degrade.{k}": v for k, v in amounts.items() if v != getattr(settings, k)}
-        changed.value = f"To train with these, set <code>CHANGES = {moved}</code>" if moved else \
-            "These are the amounts of the config."
+        changed.value = ("These are the amounts of the config." if not moved else
+                         f"To train with these, the form needs <code>CHANGES = {moved}</code>")
 
     def restore(_: Any) -> None:
         for name, slider in sliders.items():

@@ -70,7 +70,7 @@ def test_the_executed_copy_is_small_quiet_and_without_widget_state(executed_twic
 def test_pictures_carry_a_text_for_those_who_cannot_see_them(executed_twice):
     pictures = [o for cell in code_cells(executed_twice[1][0]) for o in cell.outputs
                 if "image/jpeg" in o.get("data", {})]
-    assert len(pictures) >= 7
+    assert len(pictures) == 6
     assert all(o.metadata.get("image/jpeg", {}).get("alt") for o in pictures)
 
 
