@@ -89,7 +89,7 @@ def _transposed(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def ranked_comparison(config: Config, faces: Faces, model: SplatEnhancer, result: Result, *,
                       device: torch.device | str, each: int = 2) -> Figure:
-    """The grid `degraded | restored | clean` of the best, the median and the worst faces.
+    """Degraded, restored and clean: the best, the median and the worst faces, a column each.
 
     Args:
         config, faces: of the run.
@@ -103,12 +103,14 @@ def ranked_comparison(config: Config, faces: Faces, model: SplatEnhancer, result
     kinds = dict.fromkeys(order[half:half + each], "median") \
         | dict.fromkeys(order[-each:], "worst") | dict.fromkeys(order[:each], "best")
     picked = [i for i in order if i in kinds]
-    rows = [f"{kinds[i]}\n{result.degraded[metric][i]:.2f} → {result.restored[metric][i]:.2f}"
-            for i in picked]
     pairs = held_out_pairs(config, faces, device=device, batch=len(picked), indices=picked)
     clean, degraded = next(pairs)
-    return grid({"degraded": degraded, "restored": model.enhance(degraded), "clean": clean},
-                rows=rows, title=f"{metric}: degraded → restored, {result.n} held-out faces")
+    parts = {"degraded": degraded, "restored": model.enhance(degraded), "clean": clean}
+    columns = {f"{kinds[i]} (face {i + 1})\n{result.degraded[metric][i]:.2f} → "
+               f"{result.restored[metric][i]:.2f}": torch.stack([p[n] for p in parts.values()])
+               for n, i in enumerate(picked)}
+    return grid(columns, rows=list(parts),
+                title=f"{metric}: degraded → restored, of {result.n} held-out faces")
 
 
 def training_curve(history: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
@@ -133,7 +135,7 @@ def _draw_curve(figure: FigureBase, history: Sequence[Mapping[str, Any]], title:
     axis.grid(alpha=0.3)
     if history:
         lowest = min(record["losses"]["total"] for record in history)
-        axis.set_ylim(bottom=max(axis.get_ylim()[0], 1e-3 * lowest))  # a term that does nothing
+        axis.set_ylim(bottom=max(axis.get_ylim()[0], 0.05 * lowest))  # a term that does nothing
         axis.legend(loc="upper right", ncols=4, fontsize=8)
 
 

@@ -1,6 +1,6 @@
 """Rebuild the embedded base `helpers/assets/tiny-sd-turbo`: SD-Turbo's topology, very small.
 
-    python -m helpers.tiny_base              # about two hours on two CPU cores
+    python -m helpers.tiny_base              # an hour and a half on two CPU cores, or less
 
 Trained on procedural avatars alone, on identities that neither the demo's training set nor its
 test set contains. No photograph of anybody is involved. Nothing else imports this module.
@@ -41,7 +41,9 @@ def render_identities(count: int, cache: Path) -> Tensor:
     seeds = tqdm(range(FIRST_IDENTITY, FIRST_IDENTITY + count), desc="avatars", mininterval=10)
     images = torch.stack([(render_avatar(s, SIZE_PX)[0] * 255).round().byte() for s in seeds])
     cache.parent.mkdir(parents=True, exist_ok=True)
-    np.save(cache, images.numpy())
+    partial = cache.with_suffix(".tmp.npy")
+    np.save(partial, images.numpy())
+    partial.replace(cache)
     return images
 
 

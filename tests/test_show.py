@@ -70,9 +70,10 @@ def test_comparison_labels_best_median_and_worst_truly(count, kinds):
     result = Result({"psnr": [20.0] * count}, {"psnr": [20 + gain for gain in gains]})
     figure = show.ranked_comparison(preset("demo"), faces, SimpleNamespace(enhance=torch.clone),
                                     result, device="cpu")
-    labels = [axis.get_ylabel() for axis in figure.axes[::3]]
+    width = len(figure.axes) // 3
+    labels = [axis.get_title() for axis in figure.axes[:width]]
     assert " ".join(label.split()[0] for label in labels) == kinds
-    for label, axis in zip(labels, figure.axes[2::3], strict=True):
+    for label, axis in zip(labels, figure.axes[2 * width:], strict=True):
         face = gains.index(float(label.split()[-1]) - 20)
         assert (axis.images[0].get_array() == CLEAN[face].permute(1, 2, 0).numpy()).all()
 
