@@ -24,7 +24,7 @@ def execute_notebook(preset: str, source: Path, folder: Path) -> Path:
     Args:
         preset: written into its form.
         source: the notebook; it runs beside itself and is left as it is.
-        folder: gets the executed copy.
+        folder: gets the executed copy, in which paths start at the notebook.
 
     Returns:
         The executed copy; also after a failing cell, whose error is raised.
@@ -51,6 +51,8 @@ def execute_notebook(preset: str, source: Path, folder: Path) -> Path:
     try:
         client.execute()
     finally:
+        for output in (o for i in code for o in notebook.cells[i].outputs if "text" in o):
+            output.text = output.text.replace(str(source.parent.resolve()), ".")
         folder.mkdir(parents=True, exist_ok=True)
         executed = folder / source.name
         nbformat.write(notebook, executed)

@@ -38,7 +38,7 @@ class DegradeConfig:
 
     strength: float = 1.0  # one knob over all amounts below
     strength_min: float = 0.5  # training draws each sample's strength from [this, 1] · strength
-    # Blur by face region (the owner's table: eyes, nose and mouth heavy, skin and hair soft)
+    # Blur by face region: eyes, nose and mouth heavy, skin and hair soft
     skin: float = 0.5  # blurred
     eyes: float = 0.8  # smeared and blurred: lids and iris run together
     nose: float = 0.6  # blurred, and smeared a little

@@ -65,6 +65,7 @@ def test_the_executed_copy_is_small_quiet_and_without_widget_state(executed_twic
     for run in (first, second):
         assert "widgets" not in run.metadata
         assert "Warning" not in printed(run)
+        assert str(place.resolve()) not in printed(run)
 
 
 def test_pictures_carry_a_text_for_those_who_cannot_see_them(executed_twice):
