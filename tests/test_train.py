@@ -152,3 +152,10 @@ def test_a_drive_that_fails_does_not_stop_training(config, build, faces, tmp_pat
     (tmp_path / "drive").write_text("a file where a folder should be")
     _, records = run(config, build, faces, tmp_path / "local", drive=tmp_path / "drive" / "runs")
     assert len(records) == 8 and "the next save tries again" in capsys.readouterr().out
+
+
+def test_a_checkpoint_holds_what_is_trained_and_nothing_frozen(config, build, faces, tmp_path):
+    model, _ = run(config, build, faces, tmp_path, steps=1)
+    kinds = ("model", "exp_avg", "exp_avg_sq")
+    expected = {f"{kind}/{name}" for kind in kinds for name in model.trainable()} | {"updates"}
+    assert checkpoints.newest([tmp_path])[0].tensors.keys() == expected
