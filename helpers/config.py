@@ -22,6 +22,7 @@ class DataConfig:
     size_px: int = 128  # side of the square images, a multiple of 64 (VAE ÷8, UNet ÷8 again)
     train_images: int = 128  # how many it learns from
     test_images: int = 24  # held out: never trained on, whatever train_images is
+    fitted_images: int = 8  # of these, also measured as underfitted Gaussians; at most test_images
 
     def __post_init__(self) -> None:
         _text(self, "source")
@@ -30,14 +31,30 @@ class DataConfig:
             raise refused("data.size_px", "a multiple of 64", self.size_px, "use 128, 256 or 512")
         _number(self, "train_images", 1, 30_000)
         _number(self, "test_images", 1, 2_000)
+        _number(self, "fitted_images", 1, 2_000)
 
 
 @dataclass(frozen=True)
 class DegradeConfig:
-    """How a clean face is damaged: every amount lies in [0, 1], 0 leaves the image untouched."""
+    """How a clean face is damaged: every amount lies in [0, 1], 0 leaves the image untouched.
+
+    The defaults are the preset "medium" of `DAMAGE`.
+    """
 
     strength: float = 1.0  # one knob over all amounts below
-    strength_min: float = 0.5  # training draws each sample's strength from [this, 1] · strength
+    # Training draws the damage of each sample anew; evaluation and preview do not
+    strength_min: float = 0.0  # each sample's strength lies in [this, 1] · strength: all of them
+    amount_min: float = 0.5  # then each of its amounts in [this, 1] · the amount
+    clean_share: float = 0.05  # share of samples left untouched: a good render must stay one
+    # Re-rendered as Gaussian splats: what the fit of a real avatar gets wrong
+    sparsity: float = 0.15  # too few Gaussians: 24,000 at 0, 1,000 at 1
+    oversize: float = 0.1  # too large ones: strands and features merge
+    needles: float = 0.2  # some stretched to needles
+    holes: float = 0.3  # some missing, in patches: a matte background shows
+    floaters: float = 0.2  # some misplaced, in front of the face
+    translucency: float = 0.4  # thin silhouettes: the background bleeds in
+    doubling: float = 0.3  # the silhouette a second time, beside the face
+    color_error: float = 0.2  # wrong low-order colour, blotchy
     # Blur by face region: eyes, nose and mouth heavy, skin and hair soft
     skin: float = 0.5  # blurred
     eyes: float = 0.8  # smeared and blurred: lids and iris run together
@@ -47,16 +64,16 @@ class DegradeConfig:
     background: float = 0.3  # slightly blurred
     variation: float = 0.7  # contrast of the patchy mask that modulates the regional blur
     # Effects on the whole image, in the order they are applied
-    warp: float = 0.3  # low-frequency geometric error
-    surface_blur: float = 0.5  # bilateral: flattens skin, keeps edges
+    warp: float = 0.2  # low-frequency geometric error
+    surface_blur: float = 0.2  # bilateral: flattens skin, keeps edges
     brightness: float = 0.3  # exposure drift, either way
     color_jitter: float = 0.3  # per-channel gain drift
     desaturation: float = 0.1  # colours fade towards grey
-    blur: float = 0.2  # overall softness
-    downscale: float = 0.2  # resolution lost and interpolated back
-    blocks: float = 0.4  # blotches of constant colour
-    ghosting: float = 0.4  # a translucent, shifted second contour
-    noise: float = 0.1  # mostly grey grain, its size a fixed share of the picture
+    blur: float = 0.05  # overall softness
+    downscale: float = 0.05  # resolution lost and interpolated back
+    blocks: float = 0.05  # blotches of constant colour
+    ghosting: float = 0.3  # a translucent, shifted second contour
+    noise: float = 0.05  # mostly grey grain, its size a fixed share of the picture
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):

@@ -19,6 +19,7 @@ from torch import Tensor
 from .config import Config, refused
 from .data import Faces
 from .degrade import degrade
+from .fit import GAUSSIANS, fitted_pairs
 from .metrics import Metrics
 
 HELD_OUT_SEED = 900_000  # image i of the test set is degraded by this seed plus i
@@ -43,6 +44,23 @@ def held_out_pairs(config: Config, faces: Faces, *, device: torch.device | str,
         clean, regions = (x.to(device) for x in faces.load("test", group))
         seeds = torch.tensor([HELD_OUT_SEED + i for i in group])
         yield clean, degrade(clean, regions, config.degrade, seeds)
+
+
+def underfitted_pairs(config: Config, faces: Faces, *, device: torch.device | str, folder: Path,
+                      batch: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield held-out faces with damage no training saw: Gaussians fitted to them, stopped early.
+
+    Args:
+        folder: keeps the renders, which are made only once.
+
+    Yields:
+        (clean, fitted), each (B, 3, H, W) in [0, 1]: the first `data.fitted_images` faces.
+    """
+    count = min(config.data.fitted_images, len(faces.test))
+    groups = [range(i, min(i + batch, count)) for i in range(0, count, batch)]
+    clean = (faces.load("test", group)[0].to(device) for group in groups)
+    yield from fitted_pairs(clean, folder, batches=len(groups),
+                            gaussians=round(GAUSSIANS * config.data.size_px / 512))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pictures for the notebook: grids, live training, sliders. Only this module knows IPython."""
+"""Pictures for the notebook: grids and live training. Only this module knows IPython."""
 
 from __future__ import annotations
 
@@ -6,36 +6,31 @@ import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import ipywidgets as widgets
 import torch
 from IPython.display import Image as Picture
 from IPython.display import Pretty, display
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
 from tqdm.auto import tqdm
 
 from . import checkpoint
 from .config import Config, DegradeConfig
 from .data import Faces
-from .degrade import STAGES, degrade, stages, variation_mask
+from .degrade import AMOUNTS, STAGES, degrade, stages, variation_mask
 from .evaluate import Result, held_out_pairs
 from .model import SplatEnhancer
+from .pictures import color_regions as color_regions
+from .pictures import common_length, mask_overlay, region_overlay, tint, to_bytes, write_whole
 from .regions import REGIONS
 from .train import Record
 
-PALETTE = torch.tensor([  # one colour per region, distinguishable without red and green
-    [0.25, 0.25, 0.28], [0.94, 0.80, 0.62], [0.00, 0.45, 0.70], [0.90, 0.62, 0.00],
-    [0.80, 0.47, 0.65], [0.35, 0.22, 0.12]])
-
-
-def color_regions(regions: Tensor) -> Tensor:
-    """Region maps (B, H, W) uint8 as colours (B, 3, H, W) in [0, 1]."""
-    return PALETTE[regions.long().cpu()].permute(0, 3, 1, 2)
+_NO_SLOT = SimpleNamespace(update=lambda _: None)  # where there is no notebook
+GROUPS = tuple(stage.name for stage in STAGES if len(stage.amounts) > 1)  # splat, regions
 
 
 def grid(columns: Mapping[str, Tensor], *, rows: Sequence[str] | None = None, side_in: float = 1.7,
@@ -51,7 +46,7 @@ def grid(columns: Mapping[str, Tensor], *, rows: Sequence[str] | None = None, si
     Raises:
         ValueError: columns of different length, none, or labels that do not match them.
     """
-    count = _common_length(columns)
+    count = common_length(columns)
     if rows and len(rows) != count:
         raise ValueError(f"grid: expected {count} row labels, got {len(rows)}; label every sample")
     figure = Figure(figsize=(side_in * len(columns), side_in * count + (0.6 if title else 0.3)),
@@ -63,17 +58,20 @@ def grid(columns: Mapping[str, Tensor], *, rows: Sequence[str] | None = None, si
 
 def _draw_grid(figure: FigureBase, columns: Mapping[str, Tensor],
                rows: Sequence[str] | None) -> None:
-    count = _common_length(columns)
+    count = common_length(columns)
     axes = figure.subplots(count, len(columns), squeeze=False)
     for column, (name, images) in enumerate(columns.items()):
-        axes[0, column].set_title(name, fontsize=9)
         for row, image in enumerate(images):
-            axis = axes[row, column]
-            axis.imshow(image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy())
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-            if rows and not column:
-                axis.set_ylabel(rows[row], fontsize=8)
+            _draw_image(axes[row, column], image, "" if row else name)
+    for axis, label in zip(axes[:, 0], rows or (), strict=False):
+        axis.set_ylabel(label, fontsize=8)
+
+
+def _draw_image(axis: Axes, image: Tensor, title: str) -> None:
+    axis.imshow(image.detach().float().clamp(0, 1).permute(1, 2, 0).cpu().numpy())
+    axis.set(xticks=[], yticks=[])
+    axis.set_title(title, fontsize=9)
+    axis.spines[:].set_visible(False)
 
 
 def side_by_side(rows: Mapping[str, Tensor], *, side_in: float = 1.5) -> Figure:
@@ -82,7 +80,7 @@ def side_by_side(rows: Mapping[str, Tensor], *, side_in: float = 1.5) -> Figure:
 
 
 def _transposed(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    count = _common_length(rows)
+    count = common_length(rows)
     return {f"{i + 1}" if count > 1 else "": torch.stack([row[i].cpu() for row in rows.values()])
             for i in range(count)}
 
@@ -141,20 +139,13 @@ def _draw_curve(figure: FigureBase, history: Sequence[Mapping[str, Any]], title:
 
 def save_figure(figure: Figure, path: Path, dpi: int = 130) -> Path:
     """Write a figure as JPEG or PNG, by the path's suffix, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_bytes(_rendered(figure, path.suffix.lstrip(".").replace("jpg", "jpeg"), dpi))
-    partial.replace(path)
-    return path
+    kind = path.suffix.lstrip(".").replace("jpg", "jpeg")
+    return write_whole(path, _rendered(figure, kind, dpi))
 
 
 def save_image(images: Tensor, path: Path) -> Path:
     """Write the first image of a batch (B, 3, H, W) in [0, 1] as PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    _to_pil(images[0]).save(partial, "PNG")
-    partial.replace(path)
-    return path
+    return write_whole(path, to_bytes(images[0], "PNG"))
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -180,7 +171,7 @@ class LiveTraining:
         self.clean, self.degraded = clean, degraded
         self.bar = tqdm(total=config.optim.steps, initial=len(self.history), desc="training",
                         unit="step", mininterval=1.0)
-        self.slot = display(Pretty("…"), display_id=True) or _NoSlot()
+        self.slot = display(Pretty("…"), display_id=True) or _NO_SLOT
 
     def update(self, record: Record) -> None:
         """Show one step; the pictures change every `preview_every_steps`."""
@@ -208,7 +199,7 @@ class LiveTraining:
 
 def degradation_grid(clean: Tensor, regions: Tensor, settings: DegradeConfig,
                      seed: int = 0) -> Figure:
-    """Each sample from clean to degraded: region map, patchy mask, and the picture after stages.
+    """Each sample from clean to degraded: its regions, its patchy mask, and after each group.
 
     Args:
         clean: (B, 3, H, W) in [0, 1].
@@ -216,110 +207,34 @@ def degradation_grid(clean: Tensor, regions: Tensor, settings: DegradeConfig,
         settings: the amounts.
         seed: of the first sample; the next ones follow.
     """
-    rows = [_preview(clean[i:i + 1], regions[i:i + 1], settings, seed + i)
-            for i in range(_common_length({"clean": clean, "regions": regions}))]
+    rows = [_walk(clean[i:i + 1], regions[i:i + 1], settings, seed + i)
+            for i in range(common_length({"clean": clean, "regions": regions}))]
     return grid({name: torch.cat([row[name] for row in rows]) for name in rows[0]})
 
 
+def _walk(clean: Tensor, regions: Tensor, settings: DegradeConfig, seed: int) -> dict[str, Tensor]:
+    steps = stages(clean, regions, settings, seed)
+    mask = variation_mask(regions, settings, torch.tensor([seed]))
+    return {"clean": clean, "regions": tint(clean, region_overlay(regions)),
+            "variation": tint(clean, mask_overlay(mask)),
+            **{f"after {name}": steps[name] for name in GROUPS}, "degraded": steps["degraded"]}
+
+
 def effect_grid(clean: Tensor, regions: Tensor, seed: int = 0) -> Figure:
-    """Every effect of the pipeline alone, at its full amount, on one sample (1, 3, H, W)."""
-    none = dataclasses.replace(DegradeConfig(), **{
-        name: 0.0 for stage in STAGES for name in stage.amounts})
+    """Every effect alone at its full amount, the regions as one, on one sample (1, 3, H, W)."""
+    none = dataclasses.replace(DegradeConfig(), strength=1.0, **dict.fromkeys(AMOUNTS, 0.0))
     pictures = {"clean": clean}
     for stage in STAGES:
-        alone = dataclasses.replace(none, **dict.fromkeys(stage.amounts, 1.0))
-        pictures[stage.name] = degrade(clean, regions, alone, torch.tensor([seed]))
-    names = list(pictures)
-    half = -(-len(names) // 2)
-    figure = Figure(figsize=(1.5 * half, 3.4), layout="constrained")
-    for axis, name in zip(figure.subplots(2, half).flat, names + [""] * half, strict=False):
-        axis.set_axis_off()
-        if name:
-            axis.set_title(name, fontsize=9)
-            axis.imshow(pictures[name][0].clamp(0, 1).permute(1, 2, 0).cpu().numpy())
+        parts = [REGIONS] if stage.amounts == REGIONS else [(name,) for name in stage.amounts]
+        for own in parts:
+            name = own[0].replace("_", " ") if len(own) == 1 else stage.name
+            alone = dataclasses.replace(none, **dict.fromkeys(own, 1.0))
+            pictures[name] = degrade(clean, regions, alone, torch.tensor([seed]))
+    rows = -(-len(pictures) // 5)
+    figure = Figure(figsize=(7.5, 1.7 * rows), layout="constrained")
+    for place, (name, picture) in enumerate(pictures.items(), 1):
+        _draw_image(figure.add_subplot(rows, 5, place), picture[0], name)
     return figure
-
-
-def degradation_sliders(clean: Tensor, regions: Tensor, settings: DegradeConfig) -> widgets.Widget:
-    """Sliders over every amount, with the pictures they make. For looking only.
-
-    Args:
-        clean: (B, 3, H, W) in [0, 1], the images to pick from.
-        regions: (B, H, W) uint8.
-        settings: where the sliders start.
-    """
-    count = _common_length({"clean": clean, "regions": regions})
-    sliders = {f.name: widgets.FloatSlider(
-        getattr(settings, f.name), min=0, max=1, step=0.05, description=f.name,
-        continuous_update=False, style={"description_width": "100px"}, layout={"width": "320px"})
-        for f in dataclasses.fields(settings) if f.name != "strength_min"}
-    image = widgets.Dropdown(options=[(f"image {i + 1}", i) for i in range(count)],
-                             description="show", layout={"width": "200px"})
-    seed = widgets.BoundedIntText(0, min=0, max=9_999, description="seed",
-                                  layout={"width": "200px"})
-    reset = widgets.Button(description="reset", tooltip="back to the config's amounts")
-    picture, changed = widgets.Image(format="jpeg"), widgets.HTML()
-
-    def draw(_: Any = None) -> None:
-        amounts = {name: slider.value for name, slider in sliders.items()}
-        now = dataclasses.replace(settings, **amounts)
-        row = _preview(clean[image.value:image.value + 1], regions[image.value:image.value + 1],
-                       now, seed.value)
-        picture.value = _strip([row[k] for k in ("clean", "regions", "variation", "degraded")])
-        moved = {f"degrade.{k}": v for k, v in amounts.items() if v != getattr(settings, k)}
-        changed.value = ("These are the amounts of the config." if not moved else
-                         f"To train with these, the form needs <code>CHANGES = {moved}</code>")
-
-    def restore(_: Any) -> None:
-        for name, slider in sliders.items():
-            slider.value = getattr(settings, name)
-
-    for control in (*sliders.values(), image, seed):
-        control.observe(draw, "value")
-    reset.on_click(restore)
-    draw()
-    groups = {"face regions": [*REGIONS, "variation"],
-              "whole image": [n for s in STAGES[1:] for n in s.amounts]}
-    tabs = widgets.Tab([widgets.GridBox([sliders[n] for n in names], layout={
-        "grid_template_columns": "repeat(2, 340px)"}) for names in groups.values()])
-    for index, name in enumerate(groups):
-        tabs.set_title(index, name)
-    return widgets.VBox([widgets.HBox([image, seed, reset]), sliders["strength"], picture, changed,
-                         tabs])
-
-
-def _common_length(entries: Mapping[str, Tensor]) -> int:
-    counts = {name: len(images) for name, images in entries.items()}
-    if len(set(counts.values())) != 1 or 0 in counts.values():
-        raise ValueError(f"grid: expected entries of one length above 0, got {counts}; "
-                         "pass equally many images of each")
-    return next(iter(counts.values()))
-
-
-def _to_pil(image: Tensor) -> Image.Image:
-    pixels = image.detach().float().cpu().clamp(0, 1).mul(255)
-    return to_pil_image(pixels.round().to(torch.uint8))  # of floats, to_pil_image drops the rest
-
-
-def _preview(clean: Tensor, regions: Tensor, settings: DegradeConfig,
-             seed: int) -> dict[str, Tensor]:
-    """What happens to one sample (1, 3, H, W), as titled pictures."""
-    steps = stages(clean, regions, settings, seed)
-    mask = variation_mask(regions, settings, torch.tensor([seed]))[:, None].expand(-1, 3, -1, -1)
-    return {"clean": steps["clean"], "regions": color_regions(regions), "variation": mask,
-            "after regions": steps["regions"], "after blur": steps["blur"],
-            "degraded": steps["degraded"]}
-
-
-def _strip(pictures: list[Tensor]) -> bytes:
-    """One sample's pictures (1, 3, H, W) side by side as JPEG."""
-    row = torch.cat([p[0].cpu() for p in pictures], dim=-1)
-    image = _to_pil(row)
-    if image.height < 200:
-        image = image.resize((image.width * 200 // image.height, 200), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
 
 
 def _rendered(figure: Figure, kind: str, dpi: int) -> bytes:
@@ -332,10 +247,3 @@ def _rendered(figure: Figure, kind: str, dpi: int) -> bytes:
 
 def _picture(figure: Figure, alt: str) -> Picture:
     return Picture(data=_rendered(figure, "jpeg", 100), format="jpeg", alt=alt)
-
-
-class _NoSlot:
-    """Stands for a display slot where there is no notebook."""
-
-    def update(self, _: Any) -> None:
-        """Nothing to show it on."""

@@ -2,36 +2,32 @@
 
 Gaussians are drawn the way 3D Gaussian Splatting draws them (Kerbl et al. 2023): projected to 2D,
 sorted by depth, composited front to back, a contribution below 1/255 left out. Nothing here is
-approximate beyond that rule: tiles only skip work that would add zero.
+approximate beyond that rule: tiles only skip work that would add zero. Exponents are formed in
+float64, where even a needle longer than the image loses nothing; pixels keep the colors' precision.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding, pad, threshold
 
 MIN_ALPHA = 1 / 255  # below this a contribution is left out, as in 3D Gaussian Splatting
 MAX_ALPHA = 0.99  # no Gaussian is ever fully opaque, so gradients reach what lies behind
 LOW_PASS_PX2 = 0.3  # variance added to every projected Gaussian: none is thinner than a pixel
+CHUNK_ELEMENTS = {"cpu": 250_000, "cuda": 8_000_000}  # fits the cache; few kernel launches
 
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera that looks along its own −z axis, image centre on its axis.
+    """A pinhole camera that looks along its own −z axis, image centre on its axis."""
 
-    Args:
-        rotation: (3, 3), world to camera (x right, y up, z towards the viewer).
-        position: (3,), the camera's place in world units.
-        focal_px: focal length in pixels.
-        height_px: image height.
-        width_px: image width.
-    """
-
-    rotation: Tensor
-    position: Tensor
+    rotation: Tensor  # (3, 3), world to camera (x right, y up, z towards the viewer)
+    position: Tensor  # (3,), the camera's place in world units
     focal_px: float
     height_px: int
     width_px: int
@@ -39,35 +35,31 @@ class Camera:
 
 @dataclass(frozen=True)
 class Splats:
-    """N projected Gaussians, ready to be drawn.
+    """N projected Gaussians, or a batch of B such samples (opacity 0 is padding).
 
-    Args:
-        centers: (N, 2), pixel coordinates (x, y); the centre of the first pixel is (0.5, 0.5).
-        covariances: (N, 2, 2), px².
-        colors: (N, C), any number of channels.
-        opacities: (N,), in [0, 1].
-        depths: (N,), distance from the viewer; smaller is drawn in front.
+    `splats[index]` picks from the first dimension: Gaussians, or samples of a batch.
     """
 
-    centers: Tensor
-    covariances: Tensor
-    colors: Tensor
-    opacities: Tensor
-    depths: Tensor
+    centers: Tensor  # ([B,] N, 2), px (x, y); the centre of the first pixel is (0.5, 0.5)
+    covariances: Tensor  # ([B,] N, 2, 2), px²
+    colors: Tensor  # ([B,] N, C), any number of channels
+    opacities: Tensor  # ([B,] N), in [0, 1]
+    depths: Tensor  # ([B,] N), distance from the viewer; smaller is drawn in front
 
     def __post_init__(self) -> None:
-        n = self.centers.shape[0]
-        expected = {"centers": (n, 2), "covariances": (n, 2, 2), "opacities": (n,), "depths": (n,)}
+        if self.centers.ndim not in (2, 3) or self.centers.shape[-1] != 2:
+            raise ValueError("splats.centers: expected shape (N, 2) or (B, N, 2), got "
+                             f"{tuple(self.centers.shape)}; do index with a slice or a tensor")
+        lead = tuple(self.centers.shape[:-1])
+        expected = {"covariances": (*lead, 2, 2), "opacities": lead, "depths": lead}
+        expected["colors"] = (*lead, *self.colors.shape[-1:])
         for name, shape in expected.items():
             got = tuple(getattr(self, name).shape)
             if got != shape:
                 raise ValueError(f"splats.{name}: expected shape {shape}, got {got}")
-        if self.colors.ndim != 2 or self.colors.shape[0] != n:
-            raise ValueError(f"splats.colors: expected ({n}, C), got {tuple(self.colors.shape)}")
 
-    def __getitem__(self, index: Tensor) -> Splats:
-        return Splats(self.centers[index], self.covariances[index], self.colors[index],
-                      self.opacities[index], self.depths[index])
+    def __getitem__(self, index: Tensor | slice | int) -> Splats:
+        return Splats(*(getattr(self, entry.name)[index] for entry in fields(self)))
 
 
 def project(means: Tensor, covariances: Tensor, colors: Tensor, opacities: Tensor,
@@ -103,19 +95,20 @@ def project(means: Tensor, covariances: Tensor, colors: Tensor, opacities: Tenso
 
 
 def rasterise(splats: Splats, height_px: int, width_px: int, *, background: Tensor | None = None,
-              tile_px: int = 8, chunk_elements: int = 2_000_000) -> tuple[Tensor, Tensor]:
+              tile_px: int = 8, chunk_elements: int | None = None) -> tuple[Tensor, Tensor]:
     """Draw splats over a background, exactly and differentiably.
 
     Args:
         splats: what to draw, in any order; degenerate or non-finite ones are left out.
         height_px: image height.
         width_px: image width.
-        background: (C, H, W), or None for zeros.
+        background: ([B,] C, H, W), or None for zeros.
         tile_px: side of the square tiles; a matter of speed only.
-        chunk_elements: how many (tile, Gaussian, pixel) products are held at once.
+        chunk_elements: how many (tile, Gaussian, pixel) products are held at once; None: as suits
+            the device. A matter of speed and memory only.
 
     Returns:
-        image: (C, H, W), and alpha: (H, W), how much of each pixel the splats cover.
+        image: ([B,] C, H, W), and alpha: ([B,] H, W), how much of each pixel the splats cover.
 
     Raises:
         ValueError: the image or a tile is empty, or the background has another shape.
@@ -123,98 +116,133 @@ def rasterise(splats: Splats, height_px: int, width_px: int, *, background: Tens
     if height_px < 1 or width_px < 1 or tile_px < 1:
         raise ValueError("image and tile size: expected 1 px or more, got "
                          f"{height_px} x {width_px} and {tile_px}")
-    channels = splats.colors.shape[1]
-    shape = (channels, height_px, width_px)
+    *batch, count, channels = splats.colors.shape
+    shape = (*batch, channels, height_px, width_px)
     if background is not None and tuple(background.shape) != shape:
         raise ValueError(f"background: expected {shape}, got {tuple(background.shape)}")
-    splats, inverses, spans = _visible(splats, height_px, width_px, tile_px)
-    columns, rows = -(-width_px // tile_px), -(-height_px // tile_px)
-    like = splats.colors.new_zeros
-    painted, light = [like(0, tile_px**2, channels)], [like(0, tile_px**2)]
-    order = [torch.zeros(0, dtype=torch.long, device=like(0).device)]
-    for tiles, members, used in _tile_groups(spans, columns, rows, tile_px, chunk_elements):
-        image, left = _composite(splats, inverses, tiles, members, used, columns, tile_px)
-        painted.append(image)
-        light.append(left)
+    rows, columns, images = -(-height_px // tile_px), -(-width_px // tile_px), math.prod(batch)
+    image = torch.arange(images, device=splats.depths.device).repeat_interleave(count)
+    if batch:
+        splats = Splats(*(getattr(splats, entry.name).flatten(0, 1) for entry in fields(splats)))
+    splats, image = _visible(splats, image)
+    owner, tile = _pairs(splats, image, height_px, width_px, tile_px)
+    exponents, colors = _exponents(splats), pad(splats.colors, (0, 0, 1, 0))
+    limit = chunk_elements or CHUNK_ELEMENTS[tile.device.type]
+    order, drawn = [tile[:0]], [colors.new_zeros(0, channels + 1, tile_px**2)]
+    for tiles, members in _tile_groups(owner, tile, images * rows * columns, limit // tile_px**2):
+        corners = torch.stack([tiles % columns, tiles // columns % rows], 1) * tile_px
         order.append(tiles)
-    index = torch.cat(order)
-    canvas = like(rows * columns, tile_px**2, channels).index_copy(0, index, torch.cat(painted))
-    through = (like(rows * columns, tile_px**2) + 1).index_copy(0, index, torch.cat(light))
-    canvas = _from_tiles(canvas, rows, columns, tile_px)[:, :height_px, :width_px]
-    through = _from_tiles(through[..., None], rows, columns, tile_px)[0, :height_px, :width_px]
-    return (canvas if background is None else canvas + through * background), 1 - through
+        with torch.autocast(tile.device.type, enabled=False):  # the blend is a matrix product
+            drawn.append(_composite(exponents, colors, corners, members, tile_px))
+    canvas = torch.cat(drawn).index_select(0, torch.cat(order).argsort())
+    canvas = canvas.view(images, rows, columns, channels + 1, tile_px, tile_px)
+    canvas = canvas.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)[..., :height_px, :width_px]
+    canvas = canvas.unflatten(0, batch) if batch else canvas[0]
+    picture, light = canvas[..., :-1, :, :], canvas[..., -1:, :, :]
+    return (picture if background is None else picture + light * background), 1 - light.squeeze(-3)
 
 
-def _visible(splats: Splats, height_px: int, width_px: int,
-             tile_px: int) -> tuple[Splats, Tensor, Tensor]:
-    """Keep what touches the image, sorted by depth, with inverse covariances and tile spans."""
-    splats = splats[torch.argsort(splats.depths.detach(), stable=True)]
+def _visible(splats: Splats, image: Tensor) -> tuple[Splats, Tensor]:
+    """Sort by depth; leave out what is faint, degenerate or not finite."""
     with torch.no_grad():
-        a, b, c = (splats.covariances[:, i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
-        reach = 2 * torch.log(splats.opacities / MIN_ALPHA)  # squared Mahalanobis radius
-        half = torch.stack([a, c], 1).mul(reach.clamp(min=0)[:, None]).sqrt()
-        low, high = splats.centers - half, splats.centers + half
-        size = torch.tensor([width_px, height_px], dtype=low.dtype, device=low.device)
-        good = (reach > 0) & (a * c - b * b > 1e-12) & (a > 0) & (c > 0)
-        good &= torch.isfinite(low).all(1) & torch.isfinite(splats.colors).all(1)
-        good &= torch.isfinite(splats.depths)
-        good &= (high > 0).all(1) & (low < size).all(1)
-        first = (low[good].clamp(min=0) / tile_px).floor().long()
-        last = (torch.minimum(high[good], size - 0.5) / tile_px).floor().long()
-    splats = splats[good]  # before anything is divided: what is left out has a gradient of zero
-    a, b, c = (splats.covariances[:, i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
-    inverse = torch.stack([c, -b, a], 1) / (a * c - b * b)[:, None]  # xx, xy, yy
-    return splats, inverse, torch.cat([first, last], 1)
+        a, b, c = _variances(splats)
+        good = (splats.opacities > MIN_ALPHA) & (a * c - b * b > 1e-12) & (a > 0) & (c > 0)
+        for value in (a * c, splats.opacities, splats.depths, splats.centers, splats.colors):
+            good &= torch.isfinite(value[:, None].flatten(1)).all(1)
+        order = torch.argsort(splats.depths, stable=True)
+        order = order[good[order]]
+    return splats[order], image[order]
 
 
-def _tile_groups(spans: Tensor, columns: int, rows: int, tile_px: int,
-                 chunk_elements: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield groups of tiles with their Gaussians: tiles (T,), members (T, K), used (T, K)."""
-    if not len(spans):
-        return
-    x0, y0, x1, y1 = spans.unbind(1)
-    wide, tall = x1 - x0 + 1, y1 - y0 + 1
-    per_splat = wide * tall
-    owner = torch.repeat_interleave(torch.arange(len(spans), device=spans.device), per_splat)
-    nth = torch.arange(len(owner), device=spans.device) - (per_splat.cumsum(0) - per_splat)[owner]
-    tile = (y0[owner] + nth // wide[owner]) * columns + x0[owner] + nth % wide[owner]
+def _variances(splats: Splats) -> tuple[Tensor, Tensor, Tensor]:
+    """The covariances' entries xx, xy and yy in float64, each (N,)."""
+    return splats.covariances.double().flatten(1)[:, [0, 1, 3]].unbind(1)
+
+
+def _exponents(splats: Splats) -> Tensor:
+    """log2(alpha) as a polynomial in 1, x, y, x², xy, y²: (1 + N, 6), the first draws nothing."""
+    a, b, c = _variances(splats)
+    det = a * c - b * b
+    xx, xy, yy = c / det, -b / det, a / det
+    x, y = splats.centers.double().unbind(1)
+    to_x, to_y = xx * x + xy * y, xy * x + yy * y
+    terms = torch.stack([to_x * x + to_y * y, -2 * to_x, -2 * to_y, xx, 2 * xy, yy], 1)
+    peak = torch.log2(splats.opacities.double())
+    terms = pad(peak[:, None], (0, 5)) - 0.5 / math.log(2) * terms
+    return torch.cat([terms.new_tensor([[-math.inf, 0, 0, 0, 0, 0]]), terms])
+
+
+@torch.no_grad()
+def _pairs(splats: Splats, image: Tensor, height_px: int, width_px: int,
+           tile_px: int) -> tuple[Tensor, Tensor]:
+    """Which Gaussian (M,) reaches which tile (M,): its ellipse's width in each row of tiles."""
+    rows, columns = -(-height_px // tile_px), -(-width_px // tile_px)
+    a, b, c = _variances(splats)
+    x, y = splats.centers.double().unbind(1)
+    reach = 2 * torch.log(splats.opacities.double() / MIN_ALPHA) + 1e-5  # squared Mahalanobis
+    half = (c * reach).sqrt()
+    top, bottom, tall = _span(y - half, y + half, height_px, tile_px)
+    owner, nth = _spread(tall)
+    x, y, a, b, c, reach, top, bottom, image = (
+        value.index_select(0, owner) for value in (x, y, a, b, c, reach, top, bottom, image))
+    row = top // tile_px + nth
+    low = torch.maximum(top, row * tile_px) + 0.5 - y
+    high = torch.minimum(bottom, row * tile_px + tile_px - 1) + 0.5 - y
+    sides = []
+    for sign in (-1, 1):  # dy: where within the row the ellipse is widest to the left, right
+        dy = torch.clamp(sign * b * (reach / a).sqrt(), low, high)
+        half = ((a - b * b / c) * (reach - dy * dy / c)).clamp(min=0).sqrt()
+        sides.append(x + b / c * dy + sign * half)
+    left, _, wide = _span(*sides, width_px, tile_px)
+    strip, nth = _spread(wide)
+    first = (image * rows + row) * columns + left // tile_px
+    return owner.index_select(0, strip), first.index_select(0, strip) + nth
+
+
+def _span(low: Tensor, high: Tensor, size_px: int, tile_px: int) -> tuple[Tensor, Tensor, Tensor]:
+    """First and last pixel whose centre lies between, and how many tiles they touch."""
+    first = (low - 0.5).ceil().clamp(0, size_px).long()
+    last = (high - 0.5).floor().clamp(-1, size_px - 1).long()
+    return first, last, torch.where(first > last, 0, last // tile_px - first // tile_px + 1)
+
+
+def _spread(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Each index as often as it counts, and numbered: [2, 1] to [0, 0, 1] and [0, 1, 0]."""
+    owner = torch.repeat_interleave(counts)
+    starts = (counts.cumsum(0) - counts).index_select(0, owner)
+    return owner, torch.arange(len(owner), device=counts.device) - starts
+
+
+def _tile_groups(owner: Tensor, tile: Tensor, count: int,
+                 limit: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield all tiles in groups (T,), with their Gaussians plus one, front to back (T, 1 + K).
+
+    0 stands for none: in front of all others, and behind the last one of a shorter list.
+    """
     tile, by_tile = torch.sort(tile, stable=True)  # stable: depth order survives inside a tile
-    owner = owner[by_tile]
-    counts = torch.bincount(tile, minlength=rows * columns)
-    starts = counts.cumsum(0) - counts
+    owner = pad(owner.index_select(0, by_tile) + 1, (0, 1))
+    counts = torch.bincount(tile, minlength=count)
     order = torch.argsort(counts, descending=True)
-    sizes = counts[order].tolist()
-    at = 0
-    while at < len(sizes) and sizes[at]:
-        longest = sizes[at]
-        group = order[at:at + max(1, chunk_elements // (longest * tile_px**2))]
-        group = group[counts[group] > 0]
-        slot = torch.arange(longest, device=spans.device)
-        used = slot < counts[group, None]
-        members = owner[(starts[group, None] + slot).clamp(max=len(owner) - 1)]
-        yield group, members, used
+    starts, sizes, at = counts.cumsum(0) - counts, counts[order].tolist(), 0
+    while at < count:
+        group = order[at:at + max(1, limit // (sizes[at] + 1))]
+        slot = torch.arange(-1, sizes[at], device=tile.device)
+        used = (slot >= 0) & (slot < counts[group, None])
+        yield group, owner.take(torch.where(used, starts[group, None] + slot, len(tile)))
         at += len(group)
 
 
-def _composite(splats: Splats, inverses: Tensor, tiles: Tensor, members: Tensor, used: Tensor,
-               columns: int, tile_px: int) -> tuple[Tensor, Tensor]:
-    """Blend each tile's Gaussians front to back: image (T, P, C), light left over (T, P)."""
-    inside = torch.arange(tile_px**2, device=tiles.device)
-    x = (tiles % columns * tile_px)[:, None] + inside % tile_px + 0.5  # (T, P)
-    y = (tiles // columns * tile_px)[:, None] + inside // tile_px + 0.5
-    center, inverse = splats.centers[members], inverses[members]
-    dx = x[:, None, :] - center[..., 0, None]  # (T, K, P)
-    dy = y[:, None, :] - center[..., 1, None]
-    xx, xy, yy = (inverse[..., i, None] for i in range(3))
-    power = (xx * dx + 2 * xy * dy) * dx + yy * dy * dy
-    alpha = splats.opacities[members][..., None] * torch.exp(-0.5 * power)
-    alpha = torch.where((alpha >= MIN_ALPHA) & used[..., None], alpha, 0.0).clamp(max=MAX_ALPHA)
-    through = torch.cumprod(1 - alpha, dim=1)
-    weight = alpha * torch.cat([torch.ones_like(through[:, :1]), through[:, :-1]], 1)
-    return weight.transpose(1, 2) @ splats.colors[members], through[:, -1]
-
-
-def _from_tiles(tiles: Tensor, rows: int, columns: int, tile_px: int) -> Tensor:
-    """(rows·columns, P, C) to (C, rows·tile, columns·tile)."""
-    grid = tiles.view(rows, columns, tile_px, tile_px, -1)
-    return grid.permute(4, 0, 2, 1, 3).reshape(-1, rows * tile_px, columns * tile_px)
+def _composite(exponents: Tensor, colors: Tensor, corners: Tensor, members: Tensor,
+               tile_px: int) -> Tensor:
+    """Blend each tile's Gaussians front to back: (T, C + 1, P), last the light left over."""
+    inside = torch.arange(tile_px**2, device=members.device)
+    x = (corners[:, :1] + inside % tile_px + 0.5).double()  # (T, P)
+    y = (corners[:, 1:] + inside // tile_px + 0.5).double()
+    powers = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], 1)
+    exponent = (embedding(members, exponents) @ powers).to(colors.dtype)  # (T, 1 + K, P)
+    # Clamped on both sides: exp2 takes many times longer where it underflows
+    alpha = exponent.clamp_(math.log2(MIN_ALPHA) - 1, math.log2(MAX_ALPHA)).exp2_()
+    alpha = threshold(alpha, MIN_ALPHA, 0.0)
+    through = (1 - alpha).cumprod(1)
+    image = embedding(members[:, 1:], colors).mT @ (alpha[:, 1:] * through[:, :-1])
+    return torch.cat([image, through[:, -1:]], 1)

@@ -22,7 +22,7 @@ from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint
 from .config import Config, OptimConfig
 from .data import Faces, draw_batch
-from .degrade import degrade, sample_strengths
+from .degrade import degrade, draw_amounts
 from .losses import EnhancerLoss
 from .model import SplatEnhancer
 
@@ -124,8 +124,8 @@ def training_batch(config: Config, faces: Faces, step: int,
     clean, regions, seeds = draw_batch(faces, seed=config.run.seed, step=step,
                                        batch=config.optim.batch)
     clean, regions = clean.to(device), regions.to(device)
-    strengths = sample_strengths(config.degrade, seeds)
-    degraded = degrade(clean, regions, config.degrade, seeds, strengths=strengths)
+    amounts = draw_amounts(config.degrade, seeds)
+    degraded = degrade(clean, regions, config.degrade, seeds, amounts=amounts)
     dice = torch.Generator().manual_seed(int(seeds[0]))
     keep = torch.rand(len(seeds), generator=dice) >= config.model.skip_dropout
     return clean, degraded, keep.float().to(device)

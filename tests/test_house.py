@@ -11,9 +11,10 @@ import pytest
 
 from helpers.__main__ import ROOT
 
-ORDER = ("config", "runtime", "splat", "regions", "head", "hair", "avatars", "sources", "data",
-         "degrade", "adapters", "base", "model", "losses", "metrics", "checkpoint", "train",
-         "evaluate", "show", "__main__", "tiny_base")
+ORDER = ("config", "damage", "runtime", "splat", "regions", "head", "hair", "avatars", "sources",
+         "data", "draws", "filters", "gaussians", "fit", "effects", "resplat", "degrade",
+         "adapters", "base", "model", "losses", "metrics", "checkpoint", "train", "evaluate",
+         "pictures", "show", "sliders", "__main__", "tiny_base")
 SOURCES = {path.stem: path.read_text() for path in sorted((ROOT / "helpers").glob("*.py"))
            if path.stem != "__init__"}
 
@@ -43,7 +44,7 @@ def test_nothing_imports_upwards(name):
 
 
 @pytest.mark.parametrize(("package", "owners"), [
-    ("google", {"runtime"}), ("IPython", {"show"}), ("ipywidgets", {"show"}),
+    ("google", {"runtime"}), ("IPython", {"show"}), ("ipywidgets", {"sliders"}),
     ("matplotlib", {"show"}), ("nbclient", {"__main__"}), ("pickle", set())])
 def test_some_packages_are_known_to_one_module_only(package, owners):
     users = {name for name, source in SOURCES.items()

@@ -50,7 +50,8 @@ def test_the_notebook_runs_from_first_to_last_cell(executed_twice):
     results = place / "results" / "demo"
     assert {p.name for p in results.iterdir()} == {
         "comparison.jpg", "metrics.json", "restored.png", "training.jpg"}
-    assert read_metrics(results / "metrics.json")["sets"]["held_out"]["n"] == 6
+    sets = read_metrics(results / "metrics.json")["sets"]
+    assert {name: of["n"] for name, of in sets.items()} == {"held_out": 6, "fitted": 6}
 
 
 def test_a_second_run_finds_the_first_one_finished(executed_twice):
@@ -107,20 +108,22 @@ def test_every_form_field_reaches_the_config(notebook):
     cell = next(c.source for c in code_cells(notebook) if "PRESET =" in c.source)
     given = {"RUN_NAME": "'other'", "SEED": "3", "FACES": "'celeba-hq'", "TRAIN_IMAGES": "7",
              "TEST_IMAGES": "5", "STEPS": "11", "BATCH": "4", "LEARNING_RATE": "0.002",
-             "STRENGTH": "0.35", "CHANGES": "{'degrade.eyes': 0.25}"}
+             "DAMAGE": "'heavy'", "STRENGTH": "0.35", "CHANGES": "{'degrade.eyes': 0.25}"}
     fields = set(re.findall(r"^([A-Z_]+) = .*#@param", cell, flags=re.M))
     assert fields - set(given) == {"PRESET", "USE_DRIVE"}
     for name, value in given.items():
         cell = re.sub(rf"^{name} = .*?(?=  #@param)", f"{name} = {value}", cell, flags=re.M)
     from helpers import config as settings
-    from helpers import runtime
-    names = {"settings": settings, "runtime": runtime, "machine": runtime.detect()}
+    from helpers import damage, runtime
+    names = {"damage": damage, "settings": settings, "runtime": runtime,
+             "machine": runtime.detect()}
     exec(cell.replace('PRESET = "auto"', 'PRESET = "demo"'), names)
     config = names["config"]
     assert (config.run.name, config.run.seed, config.data.source) == ("other", 3, "celeba-hq")
     assert (config.data.train_images, config.data.test_images) == (7, 5)
     assert (config.optim.steps, config.optim.batch, config.optim.learning_rate) == (11, 4, 0.002)
     assert (config.degrade.strength, config.degrade.eyes) == (0.35, 0.25)
+    assert config.degrade.holes == damage.damage("heavy").holes != config.degrade.eyes
     later = "".join(c.source for c in code_cells(notebook))
     assert len(re.findall(r"\bUSE_DRIVE\b", later)) == 2
 

@@ -1,5 +1,6 @@
 """Pictures: as many axes as images, true labels, files that open, refusals."""
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -8,10 +9,11 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from helpers import show
+from helpers import pictures, regions, show
 from helpers.config import DegradeConfig, preset
-from helpers.degrade import STAGES
+from helpers.degrade import AMOUNTS, STAGES, degrade
 from helpers.evaluate import Result
+from helpers.pictures import PALETTE
 
 CLEAN = torch.rand(9, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 REGIONS = torch.arange(6, dtype=torch.uint8).repeat(9, 32, 6)[..., :32]
@@ -38,11 +40,10 @@ def test_empty_and_ragged_columns_are_refused(images):
             draw(images)
 
 
-@pytest.mark.parametrize("draw", [show.degradation_grid, show.degradation_sliders])
-def test_no_images_or_more_labels_or_regions_than_images_are_refused(draw):
-    for images, regions in ((CLEAN[:0], REGIONS[:0]), (CLEAN[:2], REGIONS[:3])):
+def test_no_images_or_more_labels_or_regions_than_images_are_refused():
+    for images, maps in ((CLEAN[:0], REGIONS[:0]), (CLEAN[:2], REGIONS[:3])):
         with pytest.raises(ValueError, match="expected entries of one length"):
-            draw(images, regions, DegradeConfig())
+            show.degradation_grid(images, maps, DegradeConfig())
     with pytest.raises(ValueError, match="expected 2 row labels, got 3"):
         show.grid({"a": CLEAN[:2]}, rows=["one", "two", "three"])
 
@@ -50,14 +51,46 @@ def test_no_images_or_more_labels_or_regions_than_images_are_refused(draw):
 def test_region_colors_are_distinct_and_known():
     colors = show.color_regions(REGIONS[:2])
     assert colors.shape == (2, 3, 32, 32) and colors.min() >= 0 and colors.max() <= 1
-    assert torch.equal(colors[1, :, 0, 5], show.PALETTE[5]) and len(show.PALETTE.unique(dim=0)) == 6
+    assert torch.equal(colors[1, :, 0, 5], PALETTE[5]) and len(PALETTE.unique(dim=0)) == 6
+    legend = pictures.region_legend()
+    assert all(name in legend for name in regions.REGIONS) and "rgb(63, 63, 71)" in legend
 
 
-def test_degradation_pictures_show_every_sample_and_every_effect():
-    figure = show.degradation_grid(CLEAN[:2], REGIONS[:2], DegradeConfig())
-    assert len(figure.axes) == 2 * len([a for a in figure.axes if a.get_title()])
-    effects = [a for a in show.effect_grid(CLEAN[:1], REGIONS[:1]).axes if a.images]
-    assert [a.get_title() for a in effects] == ["clean", *(stage.name for stage in STAGES)]
+@pytest.mark.parametrize(("overlay", "full"), [
+    (pictures.mask_overlay(torch.zeros(2, 4, 4)), 0.0),
+    (pictures.mask_overlay(torch.ones(2, 4, 4)), 0.6),
+    (pictures.region_overlay(torch.full((2, 4, 4), 3, dtype=torch.uint8)), 0.45)])
+def test_tints_mix_in_their_colour_by_its_weight_and_change_no_input(overlay, full):
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    before = images.clone()
+    tinted = pictures.tint(images, overlay)
+    torch.testing.assert_close(tinted, (1 - full) * images + full * overlay[:, :3])
+    assert torch.equal(images, before)
+
+
+def test_degradation_grid_shows_every_sample_from_clean_to_degraded():
+    figure = show.degradation_grid(CLEAN[:2], REGIONS[:2], DegradeConfig(), seed=5)
+    groups = [f"after {stage.name}" for stage in STAGES if len(stage.amounts) > 1]
+    titles = ["clean", "regions", "variation", *groups, "degraded"]
+    assert [axis.get_title() for axis in figure.axes[:len(titles)]] == titles
+    assert len(figure.axes) == 2 * len(titles)
+    expected = degrade(CLEAN[:2], REGIONS[:2], DegradeConfig(), torch.tensor([5, 6]))
+    for row in range(2):
+        own = figure.axes[row * len(titles):(row + 1) * len(titles)]
+        drawn = [axis.images[0].get_array() for axis in own]
+        assert (drawn[0] == CLEAN[row].permute(1, 2, 0).numpy()).all()
+        assert (drawn[-1] == expected[row].permute(1, 2, 0).numpy()).all()
+        assert all((a != b).any() for a, b in itertools.combinations(drawn, 2))
+
+
+def test_effect_grid_shows_every_effect_alone_and_the_regions_as_one():
+    effects = show.effect_grid(CLEAN[:1], REGIONS[:1]).axes
+    titles = [axis.get_title() for axis in effects]
+    amounts = [name for name in AMOUNTS if name not in regions.REGIONS]
+    assert titles[0] == "clean"
+    assert sorted(titles[1:]) == sorted(["regions", *(n.replace("_", " ") for n in amounts)])
+    drawn = [axis.images[0].get_array() for axis in effects]
+    assert all((picture != drawn[0]).any() for picture in drawn[1:])
 
 
 @pytest.mark.parametrize(("count", "kinds"), [

@@ -1,4 +1,4 @@
-"""The rasteriser: a brute-force reference, gradients, extremes, projection, refusals."""
+"""The rasteriser: a brute-force reference, batches, gradients, extremes, projection, refusals."""
 
 import math
 from dataclasses import fields, replace
@@ -18,6 +18,36 @@ def make_splats(count, height=13, width=21, channels=3):
     root = 3 * (draw[1].view(-1, 2, 2) - 0.5)
     return Splats(draw[0] * torch.tensor([width + 8.0, height + 8.0]) - 4,
                   root @ root.mT + 0.3 * torch.eye(2), draw[2], draw[3][:, 0], draw[4][:, 0])
+
+
+def make_needles(count, height, width):
+    """Thin at any slant, from 3 px to several times as long as the image."""
+    plain, dice = make_splats(count, height, width), torch.Generator().manual_seed(0)
+    turn, length = (torch.rand(count, generator=dice).double() for _ in range(2))
+    along = torch.stack([(math.pi * turn).cos(), (math.pi * turn).sin()])
+    along = (3 * 50**length * along).T
+    thin = 0.3 * torch.eye(2).double()
+    return replace(plain, covariances=along[:, :, None] * along[:, None] + thin)
+
+
+def make_stack(count, height, width):
+    """All near the middle and opaque: after a few of them no light is left."""
+    plain = make_splats(count, height, width)
+    return replace(plain, centers=torch.tensor([width, height]) / 2 + plain.centers / 20,
+                   opacities=torch.ones(count).double())
+
+
+def as_dtype(splats, dtype):
+    return Splats(*(getattr(splats, name).to(dtype) for name in FIELDS))
+
+
+def as_batch(*samples):
+    """Stack samples of unequal count; the padding, of opacity 0, is as bad as it can be."""
+    count = max(len(sample.depths) for sample in samples)
+    padded = [[torch.cat([part, part.new_full((count - len(part), *part.shape[1:]),
+                                              0.0 if name == "opacities" else math.nan)])
+               for name in FIELDS for part in [getattr(sample, name)]] for sample in samples]
+    return Splats(*(torch.stack(parts) for parts in zip(*padded, strict=True)))
 
 
 def brute_force(splats, height, width, background):
@@ -40,11 +70,71 @@ def brute_force(splats, height, width, background):
 def test_picture_equals_a_brute_force_composite(shape, tile, chunk, dtype, tolerance):
     splats, size = make_splats(*shape), shape[1:3]
     background = torch.arange(splats.colors.shape[1]).double().view(-1, 1, 1).expand(-1, *size)
-    drawn = rasterise(Splats(*(getattr(splats, name).to(dtype) for name in FIELDS)), *size,
+    drawn = rasterise(as_dtype(splats, dtype), *size,
                       background=background.to(dtype), tile_px=tile, chunk_elements=chunk)
     for part, expected in zip(drawn, brute_force(splats, *size, background), strict=True):
         assert part.dtype is dtype
         torch.testing.assert_close(part.double(), expected, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize(("make", "count", "size"), [
+    (make_needles, 60, (45, 70)), (make_needles, 30, (90, 7)), (make_stack, 200, (19, 30)),
+    (make_splats, 300, (33, 65))])
+@pytest.mark.parametrize("options", [{}, {"tile_px": 5, "chunk_elements": 900}, {"tile_px": 33}])
+def test_float32_picture_of_hard_scenes_equals_the_composite_in_float64(make, count, size, options):
+    splats = as_dtype(make(count, *size), torch.float32)
+    background = torch.ones(3, *size)
+    drawn = rasterise(splats, *size, background=background, **options)
+    known = brute_force(as_dtype(splats, torch.float64), *size, background.double())
+    for part, expected in zip(drawn, known, strict=True):
+        torch.testing.assert_close(part.double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("chunk", [None, 2_000])
+def test_batch_equals_its_samples_and_so_do_the_gradients(chunk):
+    samples = [as_dtype(x, torch.float32) for x in (
+        make_splats(40), make_splats(0), make_needles(25, 13, 21), make_stack(60, 13, 21))]
+    backgrounds = torch.rand(4, 3, 13, 21, generator=torch.Generator().manual_seed(0))
+    batch = as_batch(*samples)
+    inputs = [getattr(batch, name).requires_grad_() for name in FIELDS]
+    picture, alpha = rasterise(batch, 13, 21, background=backgrounds, chunk_elements=chunk)
+    assert picture.shape == (4, 3, 13, 21) and alpha.shape == (4, 13, 21)
+    for i, sample in enumerate(samples):
+        single = [getattr(sample, name).requires_grad_() for name in FIELDS]
+        expected = rasterise(sample, 13, 21, background=backgrounds[i], chunk_elements=chunk)
+        torch.testing.assert_close((picture[i], alpha[i]), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(rasterise(batch[i], 13, 21, background=backgrounds[i]), expected,
+                                   atol=1e-6, rtol=0)
+        of_batch = torch.autograd.grad((picture[i] ** 2).sum() + alpha[i].sum(), inputs[:4],
+                                       retain_graph=True)
+        alone = torch.autograd.grad((expected[0] ** 2).sum() + expected[1].sum(), single[:4])
+        for got, known in zip(of_batch, alone, strict=True):
+            torch.testing.assert_close(got[i, :len(known)], known, atol=1e-4, rtol=1e-4)
+            got[i, :len(known)] = 0
+            assert not got.any()  # neither padding nor another sample
+
+
+def test_autocast_costs_no_precision():
+    splats = as_dtype(make_splats(40), torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        picture, _ = rasterise(splats, 13, 21)
+    assert torch.equal(picture, rasterise(splats, 13, 21)[0])
+
+
+def test_batches_without_samples_or_gaussians_are_drawn_empty():
+    for samples, count in (0, 5), (2, 0), (0, 0):
+        empty = Splats(*(torch.zeros(samples, count, *n) for n in ((2,), (2, 2), (3,), (), ())))
+        picture, alpha = rasterise(empty, 9, 11)
+        assert picture.shape == (samples, 3, 9, 11) and alpha.shape == (samples, 9, 11)
+        assert not picture.any() and not alpha.any()
+
+
+def test_indexing_picks_gaussians_or_samples():
+    batch = as_batch(make_splats(5), make_splats(4))
+    assert batch[1].centers.shape == (5, 2) and batch[:1].centers.shape == (1, 5, 2)
+    assert batch[batch.opacities > 0].centers.shape == (9, 2)
+    with pytest.raises(ValueError, match=r"expected .*, got .*; do"):
+        batch[0][0]
 
 
 def test_gradients_of_every_input_are_right():
@@ -85,6 +175,11 @@ def test_bad_shapes_and_sizes_are_refused():
     sizes = {"height_px": 0}, {"width_px": -1}, {"tile_px": 0}, {"background": wrong}
     for call in [*(partial(replace, good, **{name: wrong}) for name in FIELDS),
                  *(partial(rasterise, good, **{"height_px": 4, "width_px": 4} | s) for s in sizes)]:
+        with pytest.raises(ValueError, match=r"expected .*, got"):
+            call()
+    batch = as_batch(good, good)
+    for call in [*(partial(replace, batch, **{name: getattr(good, name)}) for name in FIELDS),
+                 partial(rasterise, batch, 4, 4, background=torch.zeros(3, 4, 4))]:
         with pytest.raises(ValueError, match=r"expected .*, got"):
             call()
 
