@@ -1,8 +1,8 @@
-# make demo | make test | make lab | make lint
+# make demo | make test | make bench | make lab | make lint
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lab lint
+.PHONY: demo test bench lab lint
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
@@ -11,6 +11,9 @@ demo: .venv/.demo
 
 test: .venv/.test
 	$(BIN)/python -m pytest
+
+bench: .venv/.demo
+	$(BIN)/python -m tests.bench
 
 lab: .venv/.lab
 	$(BIN)/jupyter lab splat_enhancer.ipynb

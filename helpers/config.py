@@ -42,10 +42,19 @@ class DegradeConfig:
     """
 
     strength: float = 1.0  # one knob over all amounts below
-    # Training draws the damage of each sample anew; evaluation and preview do not
+    # Training draws the damage of each sample anew; evaluation and preview do not. What follows
+    # stands in the order in which it is applied
     strength_min: float = 0.0  # each sample's strength lies in [this, 1] · strength: all of them
     amount_min: float = 0.5  # then each of its amounts in [this, 1] · the amount
     clean_share: float = 0.05  # share of samples left untouched: a good render must stay one
+    # Blur by face region: eyes, nose and mouth heavy, skin and hair soft
+    skin: float = 0.5  # blurred
+    eyes: float = 0.8  # smeared and blurred: lids and iris run together
+    nose: float = 0.6  # blurred, and smeared a little
+    mouth: float = 0.9  # smeared and blurred: lips and teeth run together
+    hair: float = 0.6  # smeared along the strands, which merge
+    background: float = 0.3  # slightly blurred
+    variation: float = 0.7  # contrast of the patchy mask that modulates the regional blur
     # Re-rendered as Gaussian splats: what the fit of a real avatar gets wrong
     sparsity: float = 0.15  # too few Gaussians: 24,000 at 0, 1,000 at 1
     oversize: float = 0.1  # too large ones: strands and features merge
@@ -55,15 +64,7 @@ class DegradeConfig:
     translucency: float = 0.4  # thin silhouettes: the background bleeds in
     doubling: float = 0.3  # the silhouette a second time, beside the face
     color_error: float = 0.2  # wrong low-order colour, blotchy
-    # Blur by face region: eyes, nose and mouth heavy, skin and hair soft
-    skin: float = 0.5  # blurred
-    eyes: float = 0.8  # smeared and blurred: lids and iris run together
-    nose: float = 0.6  # blurred, and smeared a little
-    mouth: float = 0.9  # smeared and blurred: lips and teeth run together
-    hair: float = 0.6  # smeared along the strands, which merge
-    background: float = 0.3  # slightly blurred
-    variation: float = 0.7  # contrast of the patchy mask that modulates the regional blur
-    # Effects on the whole image, in the order they are applied
+    # Effects on the whole image
     warp: float = 0.2  # low-frequency geometric error
     surface_blur: float = 0.2  # bilateral: flattens skin, keeps edges
     brightness: float = 0.3  # exposure drift, either way
@@ -239,6 +240,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "data.train_images": 192,
         # Damage that shows at a glance on 128 pixels, little of it beyond repair
+        "degrade.strength_min": 0.5, "degrade.sparsity": 0.3, "degrade.needles": 0.3,
+        "degrade.holes": 0.1, "degrade.floaters": 0.3, "degrade.translucency": 0.3,
+        "degrade.doubling": 0.2, "degrade.color_error": 0.1, "degrade.surface_blur": 0.5,
         "degrade.skin": 0.8, "degrade.eyes": 1.0, "degrade.nose": 0.9, "degrade.mouth": 1.0,
         "degrade.hair": 0.9, "degrade.background": 0.6, "degrade.warp": 0.1,
         "degrade.brightness": 0.1, "degrade.color_jitter": 0.1, "degrade.blur": 1.0,

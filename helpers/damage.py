@@ -24,8 +24,8 @@ DAMAGE: dict[str, dict[str, float]] = {  # changes from DegradeConfig()
         "sparsity": 0.7, "oversize": 0.3, "needles": 0.6, "holes": 0.6, "floaters": 0.6,
         "translucency": 0.8, "doubling": 0.7, "color_error": 0.5,
         "skin": 0.7, "eyes": 1.0, "nose": 0.8, "mouth": 1.0, "hair": 0.8, "background": 0.5,
-        "warp": 0.4, "surface_blur": 0.5, "brightness": 0.5, "color_jitter": 0.5,
-        "desaturation": 0.2, "blur": 0.3, "downscale": 0.3, "blocks": 0.3, "ghosting": 0.5,
+        "warp": 0.4, "surface_blur": 0.2, "brightness": 0.5, "color_jitter": 0.5,
+        "desaturation": 0.2, "blur": 0.1, "downscale": 0.1, "blocks": 0.1, "ghosting": 0.5,
         "noise": 0.1},
     "splat": {
         "sparsity": 0.5, "oversize": 0.2, "needles": 0.5, "holes": 0.5, "floaters": 0.5,

@@ -17,6 +17,7 @@ from .config import DegradeConfig
 from .draws import Draws
 from .regions import REGIONS
 from .resplat import DEFECTS, resplat
+from .splat import drawing_device
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Stage:
 
 
 STAGES = (
-    Stage("splat", DEFECTS, resplat),
     Stage("regions", REGIONS, effects.blur_regions, varies=True),
+    Stage("splat", DEFECTS, resplat),
     Stage("warp", ("warp",), effects.warp),
     Stage("surface_blur", ("surface_blur",), effects.blur_surface),
     Stage("brightness", ("brightness",), effects.drift_brightness),
@@ -58,7 +59,7 @@ def degrade(clean: Tensor, regions: Tensor, settings: DegradeConfig, seeds: Tens
             amounts: Tensor | None = None) -> Tensor:
     """Damage faces as splat renders are damaged.
 
-    On the CPU one by one, bit for bit the same alone or in any batch; elsewhere all at once.
+    On CUDA all at once; else one by one on the CPU, bit for bit the same alone or in any batch.
 
     Args:
         clean: float32 (B, 3, H, W) in [0, 1].
@@ -79,10 +80,11 @@ def degrade(clean: Tensor, regions: Tensor, settings: DegradeConfig, seeds: Tens
     amounts = _scaled(settings, len(seeds)) if amounts is None else amounts.cpu()
     _check_amounts(amounts, len(seeds))
     degraded = torch.empty_like(clean, memory_format=torch.contiguous_format)
-    step = 1 if clean.device.type == "cpu" else len(clean)
+    home = drawing_device(clean.device)
+    step = 1 if home.type == "cpu" else len(clean)
     for own in (slice(i, i + step) for i in range(0, len(clean), step)):
-        degraded[own] = degrade_batch(clean[own], regions[own], amounts[own], settings.variation,
-                                      seeds[own].tolist())
+        degraded[own] = degrade_batch(clean[own].to(home), regions[own].to(home), amounts[own],
+                                      settings.variation, seeds[own].tolist())
     return degraded
 
 

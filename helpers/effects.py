@@ -128,8 +128,9 @@ def blur_all(image: Tensor, regions: Tensor, amounts: Amounts, draws: Draws) -> 
 def lose_resolution(image: Tensor, regions: Tensor, amounts: Amounts, draws: Draws) -> Tensor:
     """Shrink the picture, to 96 pixels or half its side at amount 1, and interpolate it back."""
     size, side = image.shape[2:], short_side(image)
-    scales = [(min(96, side / 2) / side) ** amount for amount in amounts["downscale"].flatten()]
-    small = [[max(1, round(float(length * scale))) for length in size] for scale in scales]
+    least = min(96, side / 2) / side
+    scales = [least ** amount for amount in amounts["downscale"].flatten().tolist()]
+    small = [[max(1, round(length * scale)) for length in size] for scale in scales]
     return join([resize(resize(own, few), size)
                  for own, few in zip(image.split(1), small, strict=True)])
 

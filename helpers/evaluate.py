@@ -19,7 +19,7 @@ from torch import Tensor
 from .config import Config, refused
 from .data import Faces
 from .degrade import degrade
-from .fit import GAUSSIANS, fitted_pairs
+from .fit import GAUSSIANS, STEPS, fitted_pairs
 from .metrics import Metrics
 
 HELD_OUT_SEED = 900_000  # image i of the test set is degraded by this seed plus i
@@ -59,8 +59,9 @@ def underfitted_pairs(config: Config, faces: Faces, *, device: torch.device | st
     count = min(config.data.fitted_images, len(faces.test))
     groups = [range(i, min(i + batch, count)) for i in range(0, count, batch)]
     clean = (faces.load("test", group)[0].to(device) for group in groups)
-    yield from fitted_pairs(clean, folder, batches=len(groups),
-                            gaussians=round(GAUSSIANS * config.data.size_px / 512))
+    scale = config.data.size_px / 512  # fewer pixels take fewer Gaussians, which settle earlier
+    yield from fitted_pairs(clean, folder, batches=len(groups), steps=round(STEPS * scale**0.5),
+                            gaussians=round(GAUSSIANS * scale))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from .config import refused
 from .data import to_tensor
 from .draws import Draws
 from .gaussians import LIMIT, Gaussians, describe
-from .splat import rasterise
+from .splat import drawing_device, rasterise
 
 GAUSSIANS = 2_000  # at 512 px each paints 130 pixels: strands and lashes merge; 500 at 128 px
 STEPS = 25  # the face is there; needles, specks and blotches are not yet fitted away
@@ -39,8 +39,8 @@ def fit_splats(image: Tensor, gaussians: int, steps: int, *, seeds: Tensor,
 
     They start as a sparse point cloud does: misplaced, round, small, translucent, greyish, of
     random size and depth, before a wall of the picture's mean colour. Adam minimises the mean
-    absolute difference. On the CPU one by one, bit for bit the same alone or in any batch;
-    elsewhere all at once.
+    absolute difference. On CUDA all at once; else one by one on the CPU, bit for bit the same
+    alone or in any batch.
 
     Args:
         image: float32 (B, 3, H, W) in [0, 1].
@@ -56,13 +56,15 @@ def fit_splats(image: Tensor, gaussians: int, steps: int, *, seeds: Tensor,
         ValueError: a wrong shape, dtype or range.
     """
     _check(image, gaussians, steps, seeds)
-    size = 1 if image.device.type == "cpu" else len(image)
+    home = drawing_device(image.device)
+    size = 1 if home.type == "cpu" else len(image)
     ticks: Iterable[int] = range(-(-len(image) // size) * steps)
     if progress:
         ticks = progress(ticks, desc="Fitting splats", unit="step")
     left, fitted = iter(ticks), torch.empty_like(image, memory_format=torch.contiguous_format)
     for own in (slice(i, i + size) for i in range(0, len(image), size)):
-        fitted[own] = _fit(image[own].detach().clone(), gaussians, steps, seeds[own].tolist(), left)
+        there = image[own].detach().to(home, copy=True)
+        fitted[own] = _fit(there, gaussians, steps, seeds[own].tolist(), left)
     next(left, None)  # lets a progress bar close
     return fitted
 

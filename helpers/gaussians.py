@@ -28,7 +28,8 @@ FLOOR = 0.15  # of the mean detail: flat areas get Gaussians too
 
 @dataclass(frozen=True)
 class Gaussians:
-    """Gaussians on pictures, before they are drawn; lengths are shares of the picture's side.
+    """Gaussians on pictures, before they are drawn; lengths are shares of the root of the
+    picture's area.
 
     Args:
         places: (B, N, 2), x and y in [-1, 1] over the picture.
@@ -56,7 +57,7 @@ class Gaussians:
         size = self.places.new_tensor([width_px, height_px])
         cos, sin = self.angles.cos(), self.angles.sin()
         axes = torch.stack([cos, sin, -sin, cos], -1).unflatten(-1, (2, 2))  # rows: long, short
-        axes = axes * (self.lengths * min(height_px, width_px))[..., None]
+        axes = axes * (self.lengths * math.sqrt(height_px * width_px))[..., None]
         low_pass = LOW_PASS_PX2 * torch.eye(2, device=size.device, dtype=size.dtype)
         return Splats((self.places + 1) / 2 * size, axes.mT @ axes + low_pass, self.colors,
                       self.opacities, self.depths)
@@ -123,7 +124,8 @@ def _draw_places(density: Tensor, shares: Tensor, jitter: Tensor) -> Tensor:
 
 def _look(image: Tensor, places: Tensor, width: Tensor) -> Tensor:
     # Each Gaussian sees the picture at a third of its own width, between two mip levels.
-    level = (width * min(image.shape[2:]) / 3).clamp(min=1).log2().clamp(max=4)[..., None]
+    side_px = math.sqrt(image.shape[2] * image.shape[3])
+    level = (width * side_px / 3).clamp(1, 16).log2()[..., None]
     total = torch.zeros_like(level)
     for octave in range(5):
         total = total + (1 - (level - octave).abs()).clamp(min=0) * sample_at(image, places)

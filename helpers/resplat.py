@@ -80,7 +80,8 @@ class _Ground:
             * (2 * amounts["holes"]).clamp(max=1)
         self.thin = amounts["translucency"] * 4 * rim * (1 - rim) \
             * torch.sigmoid(3 * patches[:, 5:] + 2)
-        self.coarse = resize(image, (16, 16))
+        # In two steps: CUDA cannot shrink 1,536 px or more to 16 at once
+        self.coarse = resize(resize(image, (GRID, GRID)), (16, 16))
         self.matte = self._matte(draws.uniform(1, 1))
 
     def _matte(self, dice: Tensor) -> Tensor:
@@ -135,15 +136,15 @@ def lose(found: Gaussians, share: Mapping[str, Tensor], ground: _Ground,
 
 def stretch(found: Gaussians, share: Mapping[str, Tensor], ground: _Ground,
             draws: Draws) -> Gaussians:
-    """A few become needles: long, narrow, faint, askew, in front."""
-    dice, askew = _each(draws.uniform, found, 2), _each(draws.normal, found)
-    needle = dice[..., 0] < 0.05 * share["needles"]
-    long = torch.stack([4 + 6 * dice[..., 1], torch.full_like(askew, 0.5)], -1)
+    """Some become needles: long, narrow, faint, askew, too light or dark, in front."""
+    dice, bell = _each(draws.uniform, found, 3), _each(draws.normal, found, 2)
+    needle = dice[..., 0] < 300 * share["needles"] / gaussian_count(share["sparsity"])
+    long = torch.stack([0.008 + 0.03 * dice[..., 1] ** 2, 0.001 + 0.0015 * dice[..., 2]], -1)
+    light = 1 + 0.35 * bell[..., :1] * needle[..., None]
     return replace(
-        found, lengths=torch.where(needle[..., None], (found.lengths * long).clamp(max=0.05),
-                                   found.lengths),
-        angles=found.angles + 0.3 * askew * needle, depths=found.depths - 2 * needle,
-        opacities=found.opacities * (1 - 0.3 * needle))
+        found, lengths=torch.where(needle[..., None], long, found.lengths),
+        angles=found.angles + 0.3 * bell[..., 1] * needle, depths=found.depths - 4 * needle,
+        colors=(found.colors * light).clamp(0, 1), opacities=found.opacities * (1 - 0.3 * needle))
 
 
 def misplace(found: Gaussians, share: Mapping[str, Tensor], ground: _Ground,
@@ -165,8 +166,8 @@ def double(found: Gaussians, share: Mapping[str, Tensor], ground: _Ground,
            draws: Draws) -> Gaussians:
     """The rim of the head once more, moved outwards: a translucent flap beside the face."""
     turn, reach = (draws.uniform(2)[:, :, None]).unbind(1)
-    side = (2 * math.pi * turn)
-    direction = torch.cat([side.cos(), 0.4 * side.sin()], 1)  # (B, 2), rather sideways
+    side = 2 * math.pi * turn
+    direction = F.normalize(torch.cat([side.cos(), 0.5 * side.sin()], 1), dim=1)  # rather sideways
     wide = F.pad(ground.wide, (1, 1, 1, 1), mode="replicate")
     falls = torch.cat([wide[:, :, 1:-1, :-2] - wide[:, :, 1:-1, 2:],
                        wide[:, :, :-2, 1:-1] - wide[:, :, 2:, 1:-1]], 1)

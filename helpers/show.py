@@ -30,7 +30,7 @@ from .regions import REGIONS
 from .train import Record
 
 _NO_SLOT = SimpleNamespace(update=lambda _: None)  # where there is no notebook
-GROUPS = tuple(stage.name for stage in STAGES if len(stage.amounts) > 1)  # splat, regions
+GROUPS = tuple(stage.name for stage in STAGES if len(stage.amounts) > 1)  # regions, splat
 
 
 def grid(columns: Mapping[str, Tensor], *, rows: Sequence[str] | None = None, side_in: float = 1.7,

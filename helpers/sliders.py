@@ -197,8 +197,8 @@ class DegradationSliders(widgets.VBox):
     def _what_training_uses(self) -> Iterator[str]:
         if self.kept:
             yield (f"Training will use your own damage, saved in {self._kept_in}; run the cells "
-                   "below (again). A run that is under way goes on with it; for a fresh start "
-                   "choose another RUN_NAME.")
+                   "below (again). A run under way goes on with it; a finished one is only "
+                   "measured anew. For a fresh start choose another RUN_NAME first, then tune.")
         else:
             yield "Training will use the settings of the config."
         if self.settings != (self.kept or self.presets["config"]):

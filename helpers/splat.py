@@ -62,6 +62,11 @@ class Splats:
         return Splats(*(getattr(self, entry.name)[index] for entry in fields(self)))
 
 
+def drawing_device(device: torch.device) -> torch.device:
+    """Where to draw what lies on a device: there on CUDA, else on the CPU (MPS has no float64)."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
 def project(means: Tensor, covariances: Tensor, colors: Tensor, opacities: Tensor,
             camera: Camera) -> Splats:
     """Project 3D Gaussians to the image plane by the local affine (EWA) approximation.
@@ -156,7 +161,8 @@ def _visible(splats: Splats, image: Tensor) -> tuple[Splats, Tensor]:
 
 def _variances(splats: Splats) -> tuple[Tensor, Tensor, Tensor]:
     """The covariances' entries xx, xy and yy in float64, each (N,)."""
-    return splats.covariances.double().flatten(1)[:, [0, 1, 3]].unbind(1)
+    xx, xy, _, yy = splats.covariances.double().flatten(1).unbind(1)
+    return xx, xy, yy
 
 
 def _exponents(splats: Splats) -> Tensor:

@@ -162,7 +162,7 @@ def test_stages_lead_from_clean_to_what_degrade_returns():
     pictures = stages(clean, regions, settings, int(seeds))
     assert list(pictures) == ["clean", *(stage.name for stage in STAGES), "degraded"]
     assert torch.equal(pictures["clean"], clean)
-    assert torch.equal(pictures["warp"], pictures["regions"])
+    assert torch.equal(pictures["warp"], pictures["splat"])
     assert torch.equal(pictures["degraded"], degrade(clean, regions, settings, seeds))
 
 

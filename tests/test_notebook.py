@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
 from helpers.__main__ import NOTEBOOK, ROOT, execute_notebook
 from helpers.evaluate import read_metrics
@@ -126,6 +127,36 @@ def test_every_form_field_reaches_the_config(notebook):
     assert config.degrade.holes == damage.damage("heavy").holes != config.degrade.eyes
     later = "".join(c.source for c in code_cells(notebook))
     assert len(re.findall(r"\bUSE_DRIVE\b", later)) == 2
+
+
+def test_tuned_damage_is_taken_over_and_given_up_again_in_any_order_of_cells(notebook, tmp_path):
+    """The sliders' cell, clicks, and the cell that reads them, as people run them again."""
+    from helpers import config as settings
+    from helpers import damage
+    from helpers.sliders import DegradationSliders
+    sources = {c.source.splitlines()[0]: c.source for c in code_cells(notebook)}
+    noise = torch.Generator().manual_seed(0)
+    config = settings.preset("demo")
+    names = {"damage": damage, "config": config, "untuned": config.degrade, "drive_folder": None,
+             "run_folder": tmp_path, "clean": torch.rand(1, 3, 32, 32, generator=noise),
+             "regions": torch.ones(1, 32, 32, dtype=torch.uint8),
+             "DegradationSliders": DegradationSliders}
+
+    def tune(settings, again=True):
+        if again:
+            source = sources["#@title Tune the amounts"].split("\n", 1)[1]
+            names["panel"] = eval(source, names)
+        if settings:
+            names["panel"].set(settings)
+        names["panel"].use.click()
+        exec(sources["#@title Take over the tuned damage"], names)
+        return names["config"].degrade
+
+    heavy = damage.damage("heavy")
+    assert tune(heavy) == heavy
+    assert tune(None) == heavy and (tmp_path / "damage.json").is_file()
+    names["panel"].reset.click()
+    assert tune(None, again=False) == config.degrade and not (tmp_path / "damage.json").exists()
 
 
 def setup_cell(notebook, repository=""):

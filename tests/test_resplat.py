@@ -52,6 +52,15 @@ def test_more_gaussians_describe_a_picture_better_and_fewer_are_the_first_of_mor
     assert torch.equal(places[0], places[2][:1_000])
 
 
+def test_gaussians_cover_a_wide_picture_as_they_cover_a_square():
+    cover = []
+    for size in ((128, 128), (32, 512)):
+        image = torch.full((1, 3, *size), 0.5)
+        found = describe(image, torch.tensor([1_000]), draws(1))
+        cover.append(rasterise(found.splats(*size), *size)[1].mean())
+    assert cover[0] > 0.8 and cover[1] > 0.9 * cover[0]
+
+
 def test_gaussians_lie_where_the_detail_is():
     image, _, head = make_face(side=128)
     found = describe(image, torch.tensor([3_000]), draws(1))

@@ -7,7 +7,15 @@ from functools import partial
 import pytest
 import torch
 
-from helpers.splat import MAX_ALPHA, MIN_ALPHA, Camera, Splats, project, rasterise
+from helpers.splat import (
+    MAX_ALPHA,
+    MIN_ALPHA,
+    Camera,
+    Splats,
+    drawing_device,
+    project,
+    rasterise,
+)
 
 FIELDS = [entry.name for entry in fields(Splats)]
 
@@ -203,3 +211,8 @@ def test_projected_covariance_follows_the_jacobian_of_the_projection():
     jacobian = torch.autograd.functional.jacobian(lambda x: at(x).centers[0], mean)[:, 0] @ root
     torch.testing.assert_close(at(mean).covariances[0],
                                jacobian @ jacobian.T + 0.3 * torch.eye(2).double())
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("cpu", "cpu"), ("mps", "cpu"), ("cuda", "cuda")])
+def test_drawing_happens_where_float64_exists(kind, expected):
+    assert drawing_device(torch.device(kind)).type == expected
