@@ -17,7 +17,8 @@ from .damage import DAMAGE, IMITATES, damage, damage_file, keep_damage, kept_dam
 from .degrade import AMOUNTS, STAGES, Preview, variation_mask
 from .resplat import gaussian_count
 
-NARROW = {"layout": {"width": "190px"}}
+NARROW = {"layout": {"width": "160px"}, "style": {"description_width": "55px"}}
+BUTTON = {"layout": {"width": "auto"}}
 OWN = "your own"  # what the menu shows when the sliders stand at none of its entries
 TOOLTIP = "tooltip" if hasattr(widgets.FloatSlider, "tooltip") else "description_tooltip"  # 8, 7
 GROUPS = {stage.name: (*stage.amounts, *(("variation",) if stage.varies else ()))
@@ -33,11 +34,11 @@ class Tile(widgets.VBox):
 
     Args:
         caption: stands above it.
-        side_px: the width it is shown at; it keeps all its pixels.
     """
 
-    def __init__(self, caption: str, side_px: int) -> None:
-        self.image = widgets.Image(format="jpeg", layout={"width": f"{side_px}px"})
+    def __init__(self, caption: str) -> None:
+        # Four stand in a row above the sliders, on one screen; each keeps all its pixels
+        self.image = widgets.Image(format="jpeg", layout={"width": "224px"})
         self._shown: tuple[Tensor | None, Tensor | None] = None, None
         super().__init__([widgets.HTML(caption), self.image], layout={"margin": "4px"})
 
@@ -108,13 +109,17 @@ class DegradationSliders(widgets.VBox):
         self.picker = widgets.Dropdown(options=[(str(i + 1), i) for i in range(count)],
                                        description="image", **NARROW)
         self.seed = widgets.BoundedIntText(seed, 0, 2**31 - 1, description="seed", **NARROW)
-        self.new_seed = widgets.Button(description="new seed", tooltip="other random numbers")
-        self.reset = widgets.Button(description="reset", tooltip="back to the config's settings")
+        self.new_seed = widgets.Button(description="new seed", tooltip="other random numbers",
+                                       **BUTTON)
+        self.reset = widgets.Button(description="reset", tooltip="back to the form's settings",
+                                    **BUTTON)
         self.use = widgets.Button(description="use these for training", button_style="primary",
-                                  disabled=not self.folders, **NARROW)
+                                  disabled=not self.folders, **BUTTON)
         self.overlay = widgets.ToggleButtons(options=list(LEGENDS), description="overlay",
-                                             style={"button_width": "80px"})
-        self.all_steps = widgets.Checkbox(description="all steps", indent=False)
+                                             style={"button_width": "85px",
+                                                    "description_width": "55px"})
+        self.all_steps = widgets.Checkbox(description="all steps", indent=False,
+                                          layout={"width": "90px"})
         for control in (*self.sliders.values(), self.seed, self.overlay, self.all_steps):
             control.observe(self._draw, "value")
         self.picker.observe(self._pick, "value")
@@ -124,9 +129,9 @@ class DegradationSliders(widgets.VBox):
         self.use.on_click(self.use_for_training)
 
     def _make_pictures(self) -> None:
-        self.tiles = {"clean": Tile("clean", 320)}
-        self.tiles |= {stage.name: Tile(f"after {_words(stage.name)}", 256) for stage in STAGES}
-        self.tiles["degraded"] = Tile("degraded", 320)
+        self.tiles = {"clean": Tile("clean")}
+        self.tiles |= {stage.name: Tile(f"after {_words(stage.name)}") for stage in STAGES}
+        self.tiles["degraded"] = Tile("degraded")
         self.row, self.note, self.status = _wrapping(), widgets.HTML(), widgets.HTML()
 
     def _rows(self) -> list[widgets.Widget]:
@@ -134,8 +139,8 @@ class DegradationSliders(widgets.VBox):
         for index, group in enumerate(GROUPS):
             tabs.set_title(index, group)
         return [_wrapping(self.menu, self.picker, self.seed, self.new_seed, self.reset, self.use),
-                self.row, _wrapping(self.overlay, self.all_steps), self.note,
-                self.sliders["strength"], tabs]
+                self.row, _wrapping(self.sliders["strength"], self.overlay, self.all_steps),
+                self.note, tabs]
 
     def _page(self, group: str, names: Sequence[str]) -> widgets.Widget:
         page = _wrapping(*(self.sliders[name] for name in names))
@@ -200,7 +205,7 @@ class DegradationSliders(widgets.VBox):
                    "below (again). A run under way goes on with it; a finished one is only "
                    "measured anew. For a fresh start choose another RUN_NAME first, then tune.")
         else:
-            yield "Training will use the settings of the config."
+            yield "Training will use the settings of the form."
         if self.settings != (self.kept or self.presets["config"]):
             yield ("What you see is not used for training yet: press “use these for training”."
                    if self.folders else "These sliders are for looking only.")
@@ -218,7 +223,7 @@ class DegradationSliders(widgets.VBox):
 def _slider(name: str) -> widgets.FloatSlider:
     return widgets.FloatSlider(
         min=0, max=1, step=0.05, continuous_update=False, description=_words(name),
-        style={"description_width": "105px"}, layout={"width": "330px"},
+        style={"description_width": "95px"}, layout={"width": "300px"},
         **{TOOLTIP: IMITATES[name]})
 
 

@@ -19,7 +19,7 @@ from helpers.train import Record
 CLEAN = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 CONFIG = preset("demo").with_({"optim.steps": 5, "run.preview_every_steps": 2})
 PLAIN = dataclasses.replace(DegradeConfig(), eyes=0.35, sparsity=0.85)  # fast, not a named damage
-FROM_CONFIG = "Training will use the settings of the config."
+FROM_CONFIG = "Training will use the settings of the form."
 NOT_YET = "not used for training yet"
 
 
