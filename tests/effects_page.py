@@ -99,11 +99,11 @@ def page() -> str:
         name for name in AMOUNTS if name not in (*DEFECTS, *REGIONS)]}
     lines = ["# What each effect imitates", "",
              "Truth, one effect alone at its full amount, and the same cut of a real fit: 3,500 3D",
-             "Gaussians, ten views within ±35°, 200 steps (`python -m tests.fit_head`). The real",
-             "fits were damaged by their own optimisation, from a poor start and cameras known only",
-             "roughly; all heads are procedural. Brightness, colour jitter, desaturation and noise",
-             "come from captures (exposure, white balance, sensors), which these fits did not have:",
-             "beside them stands merely an outer view.",
+             "Gaussians, ten views within ±35°, 200 steps (`python -m tests.fit_head`). The fits",
+             "were damaged by their own optimisation, from a poor start and cameras known only",
+             "roughly; all heads are procedural. Brightness, colour jitter, desaturation and",
+             "noise come from captures (exposure, white balance, sensors), which these fits did",
+             "not have: beside them stands merely an outer view.",
              "", "![Effects beside real fits](effects.jpg)", ""]
     for title, names in groups.items():
         lines += [f"## {title}", "", "| amount | what it imitates in a real render |", "|---|---|"]
