@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -16,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from .adapters import DECODER_TARGETS, UNET_TARGETS, add_lora, merged_lora, skip_convolutions
 from .base import embed_prompt, load_network, read_alpha_bar
 from .config import ModelConfig, refused
+from .tiles import MARGIN_PX, OVERLAP_PX, TILE_PX, enhance_tiled
 
 
 class SplatEnhancer(nn.Module):
@@ -104,32 +104,34 @@ class SplatEnhancer(nn.Module):
                             features, skip_scale)
 
     @torch.no_grad()
-    def enhance(self, degraded: Tensor, strength: float = 1.0) -> Tensor:
+    def enhance(self, degraded: Tensor, strength: float = 1.0, *,
+                tile_px: int = TILE_PX) -> Tensor:
         """Restore images of any size, without gradients.
 
         Args:
-            degraded: (B, 3, H, W) in [0, 1].
+            degraded: (B, 3, H, W) in [0, 1], sides from 64 to 2,048 px.
             strength: 0 returns the input, 1 the restored image, between them a linear blend.
+            tile_px: larger images are restored in tiles of at most this side; a multiple of
+                `size_multiple`, at least 256.
 
         Returns:
             (B, 3, H, W) float32 in [0, 1].
 
         Raises:
-            ValueError: a strength outside [0, 1], or something that is no batch of images.
+            ValueError: a strength outside [0, 1], a `tile_px` that does not fit, or no such images.
         """
         if not 0.0 <= strength <= 1.0:
             raise refused("strength", "a number from 0 to 1", strength, "lower or raise it")
-        _check_images(degraded, 1)
-        height, width = degraded.shape[-2:]
         was_training = self.training
         self.eval()
         try:
             with self.merged():
-                restored = self(_pad_to_multiple(degraded, self.size_multiple))
+                restored = enhance_tiled(
+                    self, degraded, tile_px=tile_px, overlap_px=OVERLAP_PX, margin_px=MARGIN_PX,
+                    multiple=self.size_multiple, batch=len(degraded))
         finally:
             self.train(was_training)
-        restored = restored[..., :height, :width].clamp(0.0, 1.0)
-        return torch.lerp(degraded.float(), restored, strength).clamp(0.0, 1.0)
+        return torch.lerp(degraded.float(), restored.clamp(0.0, 1.0), strength).clamp(0.0, 1.0)
 
     def merged(self) -> AbstractContextManager[None]:
         """Fold LoRA into the base weights for a while: faster, nothing can be trained meanwhile."""
@@ -242,13 +244,6 @@ def to_clean_latent(noisy: Tensor, noise: Tensor, alpha_bar: float) -> Tensor:
     Source: Ho et al., "Denoising Diffusion Probabilistic Models", 2020, equation 15.
     """
     return (noisy.float() - math.sqrt(1 - alpha_bar) * noise.float()) / math.sqrt(alpha_bar)
-
-
-def _pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
-    height, width = images.shape[-2:]
-    right, bottom = -width % multiple, -height % multiple
-    mode = "reflect" if right < width and bottom < height else "replicate"
-    return F.pad(images, (0, right, 0, bottom), mode=mode)
 
 
 def _check_images(images: Tensor, multiple: int) -> None:

@@ -24,8 +24,9 @@ from pathlib import Path
 
 import torch
 
+from helpers import budget
 from helpers.avatars import render_avatar
-from helpers.config import DegradeConfig
+from helpers.config import DegradeConfig, preset
 from helpers.degrade import AMOUNTS, degrade
 from helpers.gaussians import LIMIT
 from helpers.resplat import DEFECTS, FEWEST, gaussian_count
@@ -128,6 +129,11 @@ def measure() -> dict[str, float | str]:
         at_gaussians(half, GAUSSIANS), itertools.cycle(DEFECTS[1:]), clean, regions))
     few, many = peak_mib(4), peak_mib(20)
     found["degrade_mib_per_further_image"] = (many - few) / 16  # the result itself is 3 MiB
+    t4 = preset("t4").with_({"loss.clip": 0.0})  # CLIP is not part of the budget
+    found["train_tflop_per_image"] = budget.count_training_flops(t4) / 1e12
+    found["inference_tflop_per_image"] = budget.count_inference_flops(t4) / 1e12
+    found["train_peak_gib_batch2"] = budget.expected_peak_gib(t4)
+    found["train_peak_gib_batch2_lean"] = budget.expected_peak_gib(t4, lean=True)
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
         batch = [x.repeat(IMAGES // 2, *[1] * (x.ndim - 1)).cuda() for x in (clean, regions)]
@@ -139,7 +145,7 @@ def measure() -> dict[str, float | str]:
 if __name__ == "__main__":
     figures = measure()
     for name, figure in figures.items():
-        print(f"{name:38} {figure if isinstance(figure, str) else f'{figure:.1f}'}")
+        print(f"{name:38} {figure if isinstance(figure, str) else f'{figure:.2f}'}")
     print(f"peak memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} "
           "MiB")
     FILE.parent.mkdir(exist_ok=True)

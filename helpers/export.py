@@ -1,0 +1,199 @@
+"""The trained enhancer outside the notebook: two small files, without the frozen base.
+
+    from helpers.export import load
+    model = load("results/demo/enhancer")  # a folder, or a name on the hub
+    restored = model.enhance(images)       # (B, 3, H, W) in [0, 1]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError  # of whichever HTTP library the hub client uses
+from safetensors import SafetensorError
+from safetensors import torch as tensor_bytes
+from torch import Tensor
+
+from .config import TINY_BASE, Config, ModelConfig, refused
+from .model import SplatEnhancer
+
+WEIGHTS, CARD = "splat_enhancer.safetensors", "card.json"
+FORMAT = "splat-enhancer-export-1"
+PROMPT = "prompt_embedding"  # its name in the file: with it, loading needs no text encoder
+MODEL_FIELDS = ("base", "timestep", "unet_rank", "vae_rank", "prompt")  # all that inference needs
+PACKAGES = ("torch", "diffusers", "peft", "safetensors")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+HUB_ERRORS = (OSError, ValueError, HTTPError)
+EXPORT_AGAIN = "export the model again"
+
+
+def export(model: SplatEnhancer, config: Config, folder: str | Path, *, step: int = 0,
+           metrics: Mapping[str, Any] | None = None) -> Path:
+    """Write the trained tensors and a card that says what they are.
+
+    Each file is written beside its place and renamed; the card comes last and names the hash of
+    the other, so what an interruption leaves behind is refused by `load`.
+
+    Args:
+        model: its working copies are written, in fp32; the frozen base is not.
+        config: the one it was built and trained with.
+        folder: created if need be; an export in it is replaced.
+        step: how many training steps it has seen.
+        metrics: anything JSON can hold, such as the sets of `metrics.json`.
+
+    Returns:
+        The folder. A failure (disk full, say) raises OSError.
+
+    Raises:
+        ValueError: a config of another model, or metrics that JSON cannot hold.
+    """
+    tensors = model.trained_state() | {PROMPT: model.prompt_embedding.detach().float().cpu()}
+    _refuse_other_model(model, tensors, config.model)
+    content = tensor_bytes.save({n: t.contiguous() for n, t in tensors.items()})
+    card = _describe(config, step, metrics) | {"sha256": hashlib.sha256(content).hexdigest()}
+    try:
+        text = json.dumps(card, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise refused("metrics", "finite numbers, texts, lists and dicts", str(error),
+                      "leave out or convert what JSON cannot hold") from error
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / WEIGHTS, content)
+    _write(folder / CARD, text.encode())
+    return folder
+
+
+def load(name: str | Path, *, device: torch.device | str = "cpu",
+         dtype: torch.dtype | None = None) -> SplatEnhancer:
+    """Build an exported enhancer: the base its card names, with the trained tensors in it.
+
+    Args:
+        name: a folder, or a hub name as "owner/name", of which two files are fetched.
+        dtype: None is float32 on a CPU (bit-equal to the exported model) and float16 on a GPU.
+
+    Returns:
+        The enhancer in evaluation mode.
+
+    Raises:
+        ValueError: no export there, a damaged one, or one that does not fit its base.
+    """
+    card, tensors = read(_fetch(name))
+    if dtype is None:
+        dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+    model = SplatEnhancer.from_pretrained(ModelConfig(**card["model"]), device=device, dtype=dtype,
+                                          prompt_embedding=tensors.pop(PROMPT))
+    model.load_trained(tensors)
+    return model.eval()
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read and check card and tensors, without building anything; nothing in them is executed.
+
+    Returns:
+        The card, and the trained tensors by name with (1, tokens, width) `prompt_embedding`.
+
+    Raises:
+        ValueError: a missing, foreign or damaged file.
+    """
+    card, path = _read_card(folder / CARD), folder / WEIGHTS
+    try:
+        content = path.read_bytes()  # read once: what is hashed is what is used
+        found = hashlib.sha256(content).hexdigest()
+        if found != card["sha256"]:
+            raise refused(str(path), f"sha256 {card['sha256']}, as in {CARD}", found, EXPORT_AGAIN)
+        tensors = tensor_bytes.load(content)
+    except (OSError, SafetensorError) as error:
+        raise refused(str(path), "a readable safetensors file", str(error), EXPORT_AGAIN) from error
+    if PROMPT not in tensors:
+        raise refused(str(path), f"a tensor {PROMPT}", sorted(tensors)[:3], EXPORT_AGAIN)
+    return card, tensors
+
+
+def _fetch(name: str | Path) -> Path:
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    expected = "a folder with an export, or the reachable hub name of one"
+    if not isinstance(name, str) or not HUB_NAME.fullmatch(name):
+        raise refused("name", expected, str(name), "check the path")
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CARD, WEIGHTS]))
+    except HUB_ERRORS as error:
+        raise refused("name", expected, name, "check name and network, and log in with "
+                      "`hf auth login` if it is private") from error
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise refused(str(path), "a readable card", str(error), EXPORT_AGAIN) from error
+    found = card.get("format") if isinstance(card, dict) else type(card).__name__
+    if found != FORMAT:
+        raise refused(str(path), f"format {FORMAT}", found, EXPORT_AGAIN)
+    if card.get("file") != WEIGHTS or not isinstance(card.get("sha256"), str):
+        raise refused(str(path), f"file {WEIGHTS} and its sha256",
+                      (card.get("file"), card.get("sha256")), EXPORT_AGAIN)
+    try:
+        ModelConfig(**{name: card["model"][name] for name in card["model"].keys() | MODEL_FIELDS})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise refused(str(path), f"model settings {', '.join(MODEL_FIELDS)}",
+                      f"{type(error).__name__}: {error}", EXPORT_AGAIN) from error
+    return card
+
+
+def _describe(config: Config, step: int, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
+    model, source = {name: getattr(config.model, name) for name in MODEL_FIELDS}, config.data.source
+    if model["base"] != TINY_BASE and Path(model["base"]).is_dir():
+        model["base"] = str(Path(model["base"]).resolve())  # loads from any working directory
+    training = {"size_px": config.data.size_px, "steps": step, "degrade": asdict(config.degrade),
+                "source": source if source in ("avatars", "celeba-hq") else "a folder of images"}
+    versions = {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
+    return {"format": FORMAT, "file": WEIGHTS, "model": model, "training": training,
+            "metrics": metrics, "licence": _licence(config), "versions": versions}
+
+
+def _licence(config: Config) -> list[str]:
+    base, source, notes = config.model.base, config.data.source, []
+    if base != TINY_BASE:
+        terms = " (SD-Turbo: Stability AI Community License, https://stability.ai/license)"
+        notes.append("The licence of the base covers weights trained on it, too"
+                     + (terms if "sd-turbo" in base.lower() else ""))
+    if source == "celeba-hq":
+        notes.append("CelebA-HQ, and what is trained on it: non-commercial research only")
+    elif source != "avatars":
+        notes.append("The rights in the photographs it was trained on apply")
+    return notes or ["Base and faces are this project's own: no photograph of anybody"]
+
+
+def _refuse_other_model(model: SplatEnhancer, tensors: dict[str, Tensor],
+                        config: ModelConfig) -> None:
+    ranks = {name.split(".")[0]: len(t) for name, t in tensors.items() if ".lora_A." in name}
+    found = (int(model.timestep), ranks["unet"], ranks["vae"])
+    expected = (config.timestep, config.unet_rank, config.vae_rank)
+    if found != expected:
+        raise refused("config.model", f"timestep, unet_rank, vae_rank {found}, as the model has",
+                      expected, "pass the config the model was built with")
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
