@@ -109,7 +109,7 @@ class SplatEnhancer(nn.Module):
         """Restore images of any size, without gradients.
 
         Args:
-            degraded: (B, 3, H, W) in [0, 1], sides from 64 to 2,048 px.
+            degraded: (B, 3, H, W) in [0, 1], sides up to 2,048 px.
             strength: 0 returns the input, 1 the restored image, between them a linear blend.
             tile_px: larger images are restored in tiles of at most this side; a multiple of
                 `size_multiple`, at least 256.

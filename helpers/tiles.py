@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .config import refused
 
-SMALLEST_PX, LARGEST_PX = 64, 2048  # sides of the images that can be restored
+LARGEST_PX = 2048  # side of the images that can be restored
 TILE_PX = 768  # cut, a picture has tiles of 512 to 768: SD-Turbo was trained at 512
 OVERLAP_PX = 128  # of neighbours, at least
 MARGIN_PX = 16  # what a tile's own padding spoils most, and is not used
@@ -31,7 +31,7 @@ def enhance_tiled(restore: Callable[[Tensor], Tensor], images: Tensor, *, tile_p
 
     Args:
         restore: maps (b, 3, h, w) to the same shape; h and w at most `tile_px`.
-        images: (B, 3, H, W) in [0, 1], sides from 64 to 2,048 px; padded to `multiple` by itself.
+        images: (B, 3, H, W) in [0, 1], sides up to 2,048 px; padded to `multiple` by itself.
         tile_px: largest side of a tile, a multiple of `multiple`; smaller ones are used if as few.
         overlap_px: of neighbouring tiles, at least; at most half a tile.
         multiple: the sides of what `restore` sees are multiples of this.
@@ -118,8 +118,8 @@ def _add_restored(restore: Callable[[Tensor], Tensor], padded: Tensor,
 def _check_images(images: Tensor) -> None:
     shape = tuple(images.shape)
     fits = len(shape) == 4 and shape[1] == 3 and shape[0] > 0 and images.is_floating_point()
-    if not fits or not all(SMALLEST_PX <= side <= LARGEST_PX for side in shape[2:]):
-        raise refused("images", f"floats (B, 3, H, W), H and W from {SMALLEST_PX} to {LARGEST_PX}",
+    if not fits or not all(1 <= side <= LARGEST_PX for side in shape[2:]):
+        raise refused("images", f"floats (B, 3, H, W), H and W from 1 to {LARGEST_PX}",
                       (images.dtype, shape), "convert or resize them")
 
 

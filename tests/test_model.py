@@ -96,7 +96,7 @@ def test_forward_is_unclamped_and_skip_mask_acts_only_on_its_sample(model):
     assert (first[1] - both[1]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("size", [(64, 64), (65, 130), (64, 100)])
+@pytest.mark.parametrize("size", [(64, 64), (65, 130), (20, 100)])
 def test_enhance_keeps_any_size_and_is_clamped_and_deterministic(model, size):
     images = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
     restored = model.enhance(images)
