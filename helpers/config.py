@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .files import write_whole
+
 ASSETS = Path(__file__).parent / "assets"
 TINY_BASE = "tiny-sd-turbo"  # ours, embedded in helpers/assets
 SD_TURBO = "stabilityai/sd-turbo"
@@ -131,19 +133,24 @@ class OptimConfig:
     """AdamW over the trained tensors, linear warm-up, cosine decay to a tenth."""
 
     steps: int = 300  # in all, those before a resume included
-    batch: int = 2  # images per step
+    batch: int = 2  # images that pass through the network at once
+    accumulate: int = 1  # batches whose gradients are averaged into one step
     learning_rate: float = 5e-5  # at the end of the warm-up
     warmup_steps: int = 20  # steps until the full learning rate
     weight_decay: float = 0.01  # AdamW's own default
     clip_norm: float = 1.0  # largest norm of the whole gradient
+    memory: str = "auto"  # "full", "lean" (half the memory, a third more work), or what fits
 
     def __post_init__(self) -> None:
         _number(self, "steps", 1, 10_000_000)
         _number(self, "batch", 1, 1_024)
+        _number(self, "accumulate", 1, 1_024)
         _number(self, "learning_rate", 1e-9, 1.0)
         _number(self, "warmup_steps", 0, 100_000)
         _number(self, "weight_decay", 0.0, 1.0)
         _number(self, "clip_norm", 1e-6, 1e6)
+        if self.memory not in ("auto", "full", "lean"):
+            raise _refused_field(self, "memory", "'auto', 'full' or 'lean'")
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,9 @@ class RunConfig:
 
     name: str = "demo"  # the run's folder under runs/
     seed: int = 0  # all that is random in step n follows from this and n
-    save_every_steps: int = 100  # what a crash can cost
+    save_every_steps: int = 100  # a crash costs at most the steps since the last save
+    save_every_s: int = 300  # and at most this many seconds of them
+    loader_workers: int = 0  # processes that read faces ahead of the training; 0: none
     preview_every_steps: int = 25  # steps between two pictures of the live display
 
     def __post_init__(self) -> None:
@@ -161,6 +170,8 @@ class RunConfig:
             raise refused("run.name", "letters, digits, '-', '_' and '.'", self.name, "rename it")
         _number(self, "seed", 0, 2**31 - 1)
         _number(self, "save_every_steps", 1, 1_000_000)
+        _number(self, "save_every_s", 1, 86_400)
+        _number(self, "loader_workers", 0, 64)
         _number(self, "preview_every_steps", 1, 1_000_000)
 
 
@@ -209,7 +220,11 @@ class Config:
 
     @classmethod
     def from_json(cls, text: str) -> Config:
-        """Read what `to_json` wrote; unknown or missing fields raise ValueError by name."""
+        """Read what `to_json` wrote, perhaps by an older version: what it lacks is the preset's.
+
+        Raises:
+            ValueError: not such a text, a field that is not known, or a value that is refused.
+        """
         try:
             loaded = json.loads(text)
             flat = {f"{s}.{k}": v for s, d in loaded.items() if s != "preset" for k, v in d.items()}
@@ -217,17 +232,11 @@ class Config:
         except (AttributeError, KeyError, json.JSONDecodeError) as error:
             raise refused("config", "JSON written by Config.to_json", text[:60],
                           "save the config again") from error
-        known = [f"{s}.{k}" for s in _SECTIONS for k in dataclasses.asdict(config)[s]]
-        if missing := [path for path in known if path not in flat]:
-            raise refused("config", "every field", f"JSON without {', '.join(missing)}",
-                          "save the config again")
         return config.with_(flat)
 
     def save(self, path: Path) -> None:
         """Write `to_json()` to a file, whole or not at all."""
-        partial = path.with_suffix(".tmp")
-        partial.write_text(self.to_json() + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, (self.to_json() + "\n").encode())
 
 
 _SECTIONS = {f.name: f for f in dataclasses.fields(Config) if f.name != "preset"}

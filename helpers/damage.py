@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .config import DegradeConfig, refused
+from .files import write_whole
 
 FILE = "damage.json"  # lies beside the checkpoints of a run
 
@@ -106,7 +107,10 @@ def keep_damage(settings: DegradeConfig | None, folders: Sequence[Path | None],
     failed: dict[Path, OSError] = {}
     for path in paths:
         try:
-            path.unlink(missing_ok=True) if settings is None else _write(path, settings)
+            if settings is None:
+                path.unlink(missing_ok=True)
+            else:
+                write_whole(path, _to_bytes(settings))
         except OSError as error:
             failed[path] = error
     deed = "removed" if settings is None else "written"
@@ -160,12 +164,5 @@ def kept_damage(folders: Sequence[Path | None],
         raise refused(str(path), "settings that the sliders wrote", str(error), _REMEDY) from error
 
 
-def _write(path: Path, settings: DegradeConfig) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        partial.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n",
-                           encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def _to_bytes(settings: DegradeConfig) -> bytes:
+    return (json.dumps(dataclasses.asdict(settings), indent=2) + "\n").encode()

@@ -19,6 +19,7 @@ from torch import Tensor
 from .config import Config, refused
 from .data import Faces
 from .degrade import degrade
+from .files import write_whole
 from .fit import GAUSSIANS, STEPS, fitted_pairs
 from .metrics import Metrics
 
@@ -181,10 +182,7 @@ def write_metrics(path: Path, *, config: Config, sets: Mapping[str, Result],
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "device": device_name, "sets": {name: result.summary() for name, result in sets.items()},
     }
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
     return content
 
 

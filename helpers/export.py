@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import re
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from safetensors import torch as tensor_bytes
 from torch import Tensor
 
 from .config import TINY_BASE, Config, ModelConfig, refused
+from .files import write_whole
 from .model import SplatEnhancer
 
 WEIGHTS, CARD = "splat_enhancer.safetensors", "card.json"
@@ -69,8 +69,8 @@ def export(model: SplatEnhancer, config: Config, folder: str | Path, *, step: in
                       "leave out or convert what JSON cannot hold") from error
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / WEIGHTS, content)
-    _write(folder / CARD, text.encode())
+    write_whole(folder / WEIGHTS, content)
+    write_whole(folder / CARD, text.encode())
     return folder
 
 
@@ -185,15 +185,3 @@ def _refuse_other_model(model: SplatEnhancer, tensors: dict[str, Tensor],
     if found != expected:
         raise refused("config.model", f"timestep, unet_rank, vae_rank {found}, as the model has",
                       expected, "pass the config the model was built with")
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

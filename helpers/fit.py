@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from .config import refused
 from .data import to_tensor
 from .draws import Draws
+from .files import write_whole
 from .gaussians import LIMIT, Gaussians, describe
 from .splat import drawing_device, rasterise
 
@@ -172,10 +173,8 @@ def _keep(path: Path, recipe: dict[str, Any], render: Tensor) -> bytes:
     pixels = render.mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
     Image.fromarray(pixels).save(buffer, "PNG")
     png = buffer.getvalue()
-    for target, content in ((path, png), (path.with_suffix(".json"), _label(recipe, png))):
-        partial = target.with_name(target.name + ".tmp")
-        partial.write_bytes(content)
-        partial.replace(target)
+    write_whole(path, png)
+    write_whole(path.with_suffix(".json"), _label(recipe, png))
     return png
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -63,12 +62,3 @@ def to_bytes(image: Tensor, kind: str) -> bytes:
     buffer = io.BytesIO()  # of floats, to_pil_image drops the rest instead of rounding
     to_pil_image(pixels.round().to(torch.uint8)).save(buffer, kind, quality=90)
     return buffer.getvalue()
-
-
-def write_whole(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all, in a new folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_bytes(content)
-    partial.replace(path)
-    return path

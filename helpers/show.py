@@ -23,9 +23,10 @@ from .config import Config, DegradeConfig
 from .data import Faces
 from .degrade import AMOUNTS, STAGES, degrade, stages, variation_mask
 from .evaluate import Result, held_out_pairs
+from .files import write_whole
 from .model import SplatEnhancer
 from .pictures import color_regions as color_regions
-from .pictures import common_length, mask_overlay, region_overlay, tint, to_bytes, write_whole
+from .pictures import common_length, mask_overlay, region_overlay, tint, to_bytes
 from .regions import REGIONS
 from .train import Record
 

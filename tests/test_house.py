@@ -11,8 +11,8 @@ import pytest
 
 from helpers.__main__ import ROOT
 
-ORDER = ("config", "damage", "runtime", "splat", "regions", "head", "hair", "avatars", "sources",
-         "data", "draws", "filters", "gaussians", "fit", "effects", "resplat", "degrade",
+ORDER = ("files", "config", "damage", "runtime", "splat", "regions", "head", "hair", "avatars",
+         "sources", "data", "draws", "filters", "gaussians", "fit", "effects", "resplat", "degrade",
          "adapters", "base", "tiles", "model", "export", "hub", "pix2pix_turbo", "losses",
          "metrics", "checkpoint", "train", "budget", "evaluate", "pictures", "show", "sliders",
          "__main__", "tiny_base")
