@@ -7,7 +7,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from .config import LossConfig
-from .losses import load_lpips, perceptual_name
+from .perceptual import load_lpips, perceptual_name
 
 METRIC_SEED = 20_000  # of random metric networks: the same in every run, and not the loss's
 

@@ -13,9 +13,9 @@ from helpers.__main__ import ROOT
 
 ORDER = ("files", "config", "damage", "runtime", "splat", "regions", "head", "hair", "avatars",
          "sources", "data", "draws", "filters", "gaussians", "fit", "effects", "resplat", "degrade",
-         "adapters", "base", "tiles", "model", "export", "hub", "pix2pix_turbo", "losses",
-         "metrics", "checkpoint", "train", "budget", "evaluate", "pictures", "show", "sliders",
-         "__main__", "tiny_base")
+         "adapters", "base", "tiles", "model", "export", "hub", "pix2pix_turbo",
+         "perceptual", "losses", "metrics", "checkpoint", "train", "budget", "evaluate", "pictures",
+         "show", "sliders", "__main__", "tiny_base")
 SOURCES = {path.stem: path.read_text() for path in sorted((ROOT / "helpers").glob("*.py"))
            if path.stem != "__init__"}
 

@@ -12,7 +12,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from helpers import losses
 from helpers.config import LossConfig
-from helpers.losses import EnhancerLoss, gram_distance, gram_matrix, load_lpips, lpips_distance
+from helpers.losses import EnhancerLoss
+from helpers.perceptual import gram_distance, gram_matrix, load_lpips, vgg_distances
 
 REAL_LPIPS = Path(__file__).parents[2] / "shared" / "lpips"
 CONFIG = LossConfig(l1=3.0, lpips=0.7, gram=5.0, clip=0.2, pretrained=False)
@@ -42,9 +43,8 @@ def test_lpips_term_equals_the_lpips_package_per_sample(images):
             weight = head.model[1].weight
             weight.copy_(torch.linspace(0, 1, weight.numel()).view_as(weight))
         expected = loss.lpips(*images, normalize=True).flatten()
-        features = [losses.vgg_features(loss.lpips, x, dtype=torch.float32) for x in images]
-        torch.testing.assert_close(lpips_distance(loss.lpips, *features), expected,
-                                   rtol=1e-5, atol=1e-5)
+        found = vgg_distances(loss.lpips, *images, dtype=torch.float32, terms=["lpips"])
+        torch.testing.assert_close(found, {"lpips": expected}, rtol=1e-5, atol=1e-5)
         assert loss(*images)["lpips"].item() == pytest.approx(expected.mean().item(), abs=1e-5)
 
 
@@ -88,10 +88,13 @@ def test_weight_0_loads_nothing(images, monkeypatch):
 
 def test_vgg_runs_once_per_batch_of_images(loss, images):
     calls = []
-    handle = loss.lpips.net.register_forward_hook(lambda *_: calls.append(1))
-    loss(*images)
-    handle.remove()
-    assert len(calls) == 2
+    blocks = [getattr(loss.lpips.net, f"slice{i}") for i in range(1, 6)]
+    handles = [block.register_forward_hook(lambda *_, i=i: calls.append(i))
+               for i, block in enumerate(blocks)]
+    loss(images[0].clone().requires_grad_(), images[1])["total"].backward()
+    for handle in handles:
+        handle.remove()
+    assert sorted(calls) == sorted([*range(5)] * 2)
 
 
 def test_total_is_the_weighted_sum(loss, images):
@@ -125,9 +128,19 @@ def test_gram_matches_its_formula_and_does_not_mix_samples():
     a, b = torch.rand(2, 2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
     expected = torch.einsum("chw,dhw->cd", a[1], a[1]) / (3 * 4 * 5)
     torch.testing.assert_close(gram_matrix(a)[1], expected)
-    together, alone = gram_distance([a], [b]), gram_distance([a[:1]], [b[:1]])
+    together, alone = gram_distance(a, b), gram_distance(a[:1], b[:1])
     torch.testing.assert_close(together[:1], alone)
     assert gram_matrix(torch.full((1, 3, 300, 300), 100.0, dtype=torch.float16)).isfinite().all()
+
+
+def test_gram_has_the_gradient_of_its_formula():
+    features, slope = torch.rand(2, 2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    features.requires_grad_()
+    slope = slope[:, :, :3, 0].contiguous()
+    plain = torch.einsum("bchw,bdhw->bcd", features, features) / (3 * 4 * 5)
+    expected, found = (torch.autograd.grad(gram, features, slope)[0]
+                       for gram in (plain, gram_matrix(features)))
+    torch.testing.assert_close(found, expected)
 
 
 def test_random_network_depends_on_its_seed_only(loss):
