@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,11 +21,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from .config import ASSETS, SD_TURBO, TINY_BASE, Config
+from .config import ASSETS, SD_TURBO, TINY_BASE, Config, refused
 from .losses import EnhancerLoss
 from .model import SplatEnhancer
 from .train import Trainer
 
+SPARE_GIB = 1.5  # for the CUDA context, cuDNN's workspace and the allocator's fragments
 PROMPT_TOKENS = 77  # of CLIP's text encoders
 # What differs from diffusers' defaults in unet/config.json and vae/config.json of SD-Turbo
 SD_TURBO_UNET = {
@@ -83,6 +84,42 @@ def expected_peak_gib(config: Config, *, dtype: torch.dtype = torch.float16,
         meter.peak = meter.now
         step()
         return meter.peak / 2**30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run will use the memory of its GPU; printed, it is a sentence."""
+
+    lean: bool  # for `SplatEnhancer.use_lean_memory`
+    expected_gib: float  # peak of a training step, as counted
+    available_gib: float  # of the GPU, 0 without one
+
+    def __str__(self) -> str:
+        mode = "lean (activations are recomputed)" if self.lean else "full (nothing is recomputed)"
+        of = f" of {self.available_gib:.1f}" if self.available_gib else ""
+        return f"memory mode {mode}: a training step should peak at {self.expected_gib:.2f}{of} GiB"
+
+
+def plan_memory(config: Config, *, dtype: torch.dtype, gpu_gib: float) -> Plan:
+    """Choose between full and lean memory before anything is trained.
+
+    Args:
+        config: `optim.memory` decides, or, at "auto", what fits with `SPARE_GIB` to spare.
+        dtype: of the working copies.
+        gpu_gib: memory of the GPU in GiB; 0 without one means that full memory is used.
+
+    Raises:
+        ValueError: a step cannot fit.
+    """
+    lean = config.optim.memory == "lean"
+    peak = expected_peak_gib(config, dtype=dtype, lean=lean)
+    if config.optim.memory == "auto" and 0 < gpu_gib < peak + SPARE_GIB:
+        lean, peak = True, expected_peak_gib(config, dtype=dtype, lean=True)
+    if 0 < gpu_gib < peak:
+        raise refused("memory of the GPU", f"{peak:.1f} GiB or more for a training step",
+                      f"{gpu_gib:.1f}", "lower optim.batch (optim.accumulate makes up for it) or "
+                      "data.size_px" + ("" if lean else ", or set optim.memory to 'lean'"))
+    return Plan(lean, peak, gpu_gib)
 
 
 def build_on_meta(config: Config, dtype: torch.dtype) -> tuple[SplatEnhancer, EnhancerLoss]:

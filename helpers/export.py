@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import re
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError  # of whichever HTTP library the hub client uses
 from safetensors import SafetensorError
 from safetensors import torch as tensor_bytes
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import TINY_BASE, Config, ModelConfig, refused
 from .files import write_whole
@@ -35,10 +36,12 @@ MODEL_FIELDS = ("base", "timestep", "unet_rank", "vae_rank", "prompt")  # all th
 PACKAGES = ("torch", "diffusers", "peft", "safetensors")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 HUB_ERRORS = (OSError, ValueError, HTTPError)
+FINGERPRINT_RTOL = 1e-4  # half precision moves a mean of magnitudes by less
 EXPORT_AGAIN = "export the model again"
 
 
-def export(model: SplatEnhancer, config: Config, folder: str | Path, *, step: int = 0,
+def export(model: SplatEnhancer, config: Config, folder: str | Path, *,
+           trained: Mapping[str, Tensor] | None = None, step: int = 0,
            metrics: Mapping[str, Any] | None = None) -> Path:
     """Write the trained tensors and a card that says what they are.
 
@@ -46,9 +49,11 @@ def export(model: SplatEnhancer, config: Config, folder: str | Path, *, step: in
     the other, so what an interruption leaves behind is refused by `load`.
 
     Args:
-        model: its working copies are written, in fp32; the frozen base is not.
+        model: whose trained tensors are written, in fp32; the frozen base is not.
         config: the one it was built and trained with.
         folder: created if need be; an export in it is replaced.
+        trained: the fp32 masters of a checkpoint; None writes the model's own working copies,
+            which on a GPU are rounded to half precision.
         step: how many training steps it has seen.
         metrics: anything JSON can hold, such as the sets of `metrics.json`.
 
@@ -56,12 +61,17 @@ def export(model: SplatEnhancer, config: Config, folder: str | Path, *, step: in
         The folder. A failure (disk full, say) raises OSError.
 
     Raises:
-        ValueError: a config of another model, or metrics that JSON cannot hold.
+        ValueError: a config or masters of another model, or metrics that JSON cannot hold.
     """
-    tensors = model.trained_state() | {PROMPT: model.prompt_embedding.detach().float().cpu()}
+    tensors = model.trained_state()
+    if trained is not None:
+        model.refuse_other_tensors(trained)
+        tensors = {name: t.detach().float().cpu() for name, t in trained.items()}
+    tensors[PROMPT] = model.prompt_embedding.detach().float().cpu()
     _refuse_other_model(model, tensors, config.model)
     content = tensor_bytes.save({n: t.contiguous() for n, t in tensors.items()})
-    card = _describe(config, step, metrics) | {"sha256": hashlib.sha256(content).hexdigest()}
+    card = _describe(config, step, metrics) | {"base_fingerprint": fingerprint(model),
+                                               "sha256": hashlib.sha256(content).hexdigest()}
     try:
         text = json.dumps(card, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
@@ -93,8 +103,31 @@ def load(name: str | Path, *, device: torch.device | str = "cpu",
         dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     model = SplatEnhancer.from_pretrained(ModelConfig(**card["model"]), device=device, dtype=dtype,
                                           prompt_embedding=tensors.pop(PROMPT))
+    _refuse_other_base(card, fingerprint(model))
     model.load_trained(tensors)
     return model.eval()
+
+
+def fingerprint(model: SplatEnhancer) -> dict[str, float]:
+    """Mean magnitude of the frozen middle of each network: the same to 1e-4 in any dtype."""
+    parts = {"vae.encoder": model.vae.encoder, "vae.decoder": model.vae.decoder, "unet": model.unet}
+    return {name: _mean_magnitude(part.mid_block) for name, part in parts.items()}
+
+
+def _mean_magnitude(module: nn.Module) -> float:
+    sums = [(float(p.detach().float().abs().sum()), p.numel())
+            for p in module.parameters() if not p.requires_grad]
+    return sum(total for total, _ in sums) / sum(count for _, count in sums)
+
+
+def _refuse_other_base(card: Mapping[str, Any], found: Mapping[str, float]) -> None:
+    """The base may have changed on the hub, or another folder may lie where it was."""
+    expected = card["base_fingerprint"]
+    if expected.keys() != found.keys() or any(
+            not math.isclose(value, expected[part], rel_tol=FINGERPRINT_RTOL)
+            for part, value in found.items()):
+        raise refused(f"base {card['model']['base']!r}", f"weights of mean magnitude {expected}",
+                      dict(found), "get the version of the base that this export was trained on")
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -145,6 +178,9 @@ def _read_card(path: Path) -> dict[str, Any]:
     if card.get("file") != WEIGHTS or not isinstance(card.get("sha256"), str):
         raise refused(str(path), f"file {WEIGHTS} and its sha256",
                       (card.get("file"), card.get("sha256")), EXPORT_AGAIN)
+    marks = card.get("base_fingerprint")
+    if not isinstance(marks, dict) or not all(isinstance(v, float) for v in marks.values()):
+        raise refused(str(path), "base_fingerprint, numbers by part", marks, EXPORT_AGAIN)
     try:
         ModelConfig(**{name: card["model"][name] for name in card["model"].keys() | MODEL_FIELDS})
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -166,6 +166,13 @@ class SplatEnhancer(nn.Module):
             ValueError: unknown names, other shapes, or (strict) missing names.
         """
         own = self.trainable()
+        self.refuse_other_tensors(tensors, strict)
+        for name in own.keys() & tensors.keys():
+            own[name].copy_(tensors[name])
+
+    def refuse_other_tensors(self, tensors: Mapping[str, Tensor], strict: bool = True) -> None:
+        """Raise what `load_trained` would raise, without loading."""
+        own = self.trainable()
         shared = own.keys() & tensors.keys()
         faults = {"missing": own.keys() - shared if strict else (),
                   "unexpected": tensors.keys() - shared,
@@ -174,8 +181,6 @@ class SplatEnhancer(nn.Module):
             found = "; ".join(f"{len(v)} {k} {sorted(v)[:3]}" for k, v in faults.items() if v)
             raise refused("tensors", f"the {len(own)} trained tensors of this model", found,
                           "use the base and the LoRA ranks they were trained with")
-        for name in shared:
-            own[name].copy_(tensors[name])
 
     def parameter_table(self) -> list[tuple[str, int, int]]:
         """Count parameters: (part, frozen, trained), the total last."""

@@ -58,6 +58,23 @@ def test_batch_2_at_512_px_needs_at_most_6_gib_with_lean_memory():
     assert 5.0 < budget.expected_peak_gib(T4, lean=True) <= 6.0
 
 
+@pytest.mark.parametrize(("asked", "gpu_gib", "lean"), [
+    ("auto", 0.0, False), ("auto", 14.56, False), ("auto", 11.6, True), ("auto", 7.0, True),
+    ("lean", 39.4, True), ("full", 11.0, False)])
+def test_the_plan_takes_full_memory_where_it_fits(asked, gpu_gib, lean):
+    plan = budget.plan_memory(T4.with_({"optim.memory": asked}), dtype=torch.float16,
+                              gpu_gib=gpu_gib)
+    assert plan.lean == lean and (plan.expected_gib < 6) == lean
+    assert f"{plan.expected_gib:.2f}" in str(plan) and ("lean" in str(plan)) == lean
+
+
+@pytest.mark.parametrize(("asked", "gpu_gib", "remedy"), [
+    ("auto", 4.0, "data.size_px$"), ("full", 8.0, "optim.memory to 'lean'$")])
+def test_a_step_that_cannot_fit_is_refused_before_training(asked, gpu_gib, remedy):
+    with pytest.raises(ValueError, match=rf"memory of the GPU: expected .*got.*batch.*{remedy}"):
+        budget.plan_memory(T4.with_({"optim.memory": asked}), dtype=torch.float16, gpu_gib=gpu_gib)
+
+
 def test_the_peak_is_known_within_20_seconds_of_one_core():
     started = time.process_time()
     budget.expected_peak_gib(T4)

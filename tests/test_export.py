@@ -83,6 +83,29 @@ def test_a_half_precision_model_is_exported_in_fp32_and_comes_back_bit_equal(tmp
     assert torch.equal(loaded.enhance(IMAGES[:1]), half.enhance(IMAGES[:1]))
 
 
+def test_the_masters_of_a_run_are_exported_where_its_model_is_rounded(tmp_path):
+    half, masters = golden_model(torch.float16), golden_model().trained_state()
+    written = read(export(half, CONFIG, tmp_path, trained=masters))[1]
+    assert all(torch.equal(written[name], value) for name, value in masters.items())
+    assert any(not torch.equal(written[n], value) for n, value in half.trained_state().items())
+    with pytest.raises(ValueError, match="1 missing"):
+        export(half, CONFIG, tmp_path, trained=dict(list(masters.items())[1:]))
+
+
+def test_another_base_under_the_same_name_is_refused(exported, monkeypatch):
+    build = SplatEnhancer.from_pretrained
+
+    def changed(*arguments, **options):
+        model = build(*arguments, **options)
+        with torch.no_grad():
+            model.unet.mid_block.resnets[0].norm1.weight.mul_(1.5)
+        return model
+    load(exported, dtype=torch.bfloat16)  # rounding alone is no other base
+    monkeypatch.setattr(SplatEnhancer, "from_pretrained", changed)
+    with pytest.raises(ValueError, match=r"base .*expected weights of mean magnitude"):
+        load(exported)
+
+
 @pytest.mark.parametrize(("device", "dtype"), [
     ("cpu", torch.float32), ("cuda", torch.float16), (torch.device("cuda:1"), torch.float16)])
 def test_precision_follows_the_device_unless_named(exported, model, device, dtype, monkeypatch):
