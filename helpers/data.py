@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
@@ -13,7 +11,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,7 +18,18 @@ from tqdm.auto import tqdm
 
 from .config import DataConfig, refused
 from .regions import FaceParser
-from .sources import Row, Sample, derive_number, draw_samples, read_image, store_name, too_few
+from .sources import (
+    IMAGE_ERRORS,
+    Row,
+    Sample,
+    derive_number,
+    draw_samples,
+    left_out,
+    read_image,
+    store_name,
+    too_few,
+)
+from .store import GROUP, PartialStore, alone, damaged, read_contents
 
 __all__ = ["Faces", "draw_batch", "prepare", "read_image", "to_tensor"]
 
@@ -33,15 +41,15 @@ class Faces:
 
     Attributes:
         train, test: `datasets.Dataset` with columns key, image, regions (PNG bytes), split.
-        skipped: one line for each image left out: its name and why.
+        skipped: the images left out, each with the reason.
     """
 
     def __init__(self, store: Path) -> None:
+        self.store, self.skipped = store, read_contents(store)
         rows = datasets.load_from_disk(str(store))
         split = np.array(list(rows["split"]))
         self.train = rows.select(np.flatnonzero(split == "train"))
         self.test = rows.select(np.flatnonzero(split == "test"))
-        self.skipped: list[str] = json.loads((store / "skipped.json").read_text(encoding="utf-8"))
 
     def __len__(self) -> int:
         return len(self.train) + len(self.test)
@@ -57,19 +65,26 @@ class Faces:
             clean (B, 3, H, W) float32 in [0, 1] and regions (B, H, W) uint8, on the CPU.
 
         Raises:
-            ValueError: an unknown split.
+            ValueError: an unknown split, or a face that is no longer what was written.
         """
         if split not in ("train", "test"):
             raise refused("split", "'train' or 'test'", split, "pick one of them")
-        rows = getattr(self, split)[list(indices)]
-        clean = _stacked([Image.open(BytesIO(png)) for png in rows["image"]])  # (B, H, W, 3)
-        return _to_unit(clean), _stacked([Image.open(BytesIO(png)) for png in rows["regions"]])
+        try:
+            rows = getattr(self, split)[list(indices)]
+            clean, regions = (_stacked([Image.open(BytesIO(png), formats=["PNG"]) for png in pngs])
+                              for pngs in (rows["image"], rows["regions"]))  # (B, H, W[, 3])
+        except IMAGE_ERRORS as error:
+            raise damaged(self.store, f"{error} in {split} {list(indices)}") from error
+        return _to_unit(clean), regions
 
 
 def prepare(config: DataConfig, folder: Path, *, device: torch.device | str = "cpu", seed: int = 0,
             progress: Callable[..., Iterable[Row]] | None = tqdm,
             rows: Iterable[Row] | None = None, parse: Parser | None = None) -> Faces:
-    """Make the Arrow folder of a data config once; later calls only open it.
+    """Make the Arrow folder of a data config once; later calls only check and open it.
+
+    However it is interrupted, the next call goes on from the last group of faces it kept, and
+    the folder is there only once it is whole.
 
     Args:
         config: source, size and counts.
@@ -80,17 +95,19 @@ def prepare(config: DataConfig, folder: Path, *, device: torch.device | str = "c
         rows, parse: stand in for the CelebA-HQ stream and for the published face parser.
 
     Raises:
-        ValueError: no images, too few, or a stream without an `image` column.
-        RuntimeError: the hub stayed out of reach.
+        ValueError: no images, too few, a stream without an `image` column, or a damaged folder.
+        RuntimeError: the hub stayed out of reach; what is done is kept.
+        OSError: the disk is full; what is done is kept.
     """
     store = Path(folder) / store_name(config, seed)
     if not store.is_dir():
-        skipped: list[str] = []
-        samples = draw_samples(config, seed, skipped, rows)
-        _write(store, _encoded(samples, parse, device), config, skipped, progress)
-        for line in skipped:
-            print(f"Left out {line}")
-    return Faces(store)
+        with alone(store):
+            if not store.is_dir():  # it may have been made while this process waited
+                _fill(PartialStore(store), config, seed, rows, parse, device, progress)
+    faces = Faces(store)
+    if faces.skipped:
+        print(f"data: {left_out(faces.skipped)}")
+    return faces
 
 
 def draw_batch(faces: Faces, *, seed: int, step: int, batch: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,10 +140,29 @@ def to_tensor(image: Image.Image) -> Tensor:
     return _to_unit(_stacked([image]))
 
 
+def _fill(partial: PartialStore, config: DataConfig, seed: int, rows: Iterable[Row] | None,
+          parse: Parser | None, device: torch.device | str,
+          progress: Callable[..., Iterable[Row]] | None) -> None:
+    """Add to a partial store what it lacks, group by group, and seal it."""
+    place, wanted = partial.place, {"train": config.train_images, "test": config.test_images}
+    fresh: Iterable[Row] = _encoded(draw_samples(config, seed, place, rows), parse, device)
+    if progress:
+        fresh = progress(fresh, total=sum(wanted.values()), initial=len(place.done),
+                         desc="Preparing faces", unit="image")
+    fresh = iter(fresh)
+    while group := list(islice(fresh, GROUP)):
+        partial.add(group)
+    found = Counter(place.done.values())
+    if found != wanted:
+        partial.discard()  # it can never be completed
+        raise too_few(config, f"{found['train']} and {found['test']}", place.skipped)
+    partial.seal()
+
+
 def _encoded(samples: Iterator[Sample], parse: Parser | None,
              device: torch.device | str) -> Iterator[dict[str, Any]]:
-    """Rows of the store; regions not known are parsed, four images at a time."""
-    while group := list(islice(samples, 4)):
+    """Rows of the store; regions not known are parsed, a group of images at a time."""
+    while group := list(islice(samples, GROUP)):
         keys, splits, images, regions = zip(*group, strict=True)
         if regions[0] is None:  # a source knows all regions or none
             parse = parse or FaceParser(device=device)  # freed with this generator
@@ -134,38 +170,6 @@ def _encoded(samples: Iterator[Sample], parse: Parser | None,
                        for one in parse(_to_unit(_stacked(images)).to(device))]
         for key, split, image, region in zip(keys, splits, images, regions, strict=True):
             yield {"key": key, "image": _to_png(image), "regions": _to_png(region), "split": split}
-
-
-def _write(store: Path, rows: Iterable[Row], config: DataConfig, skipped: list[str],
-           progress: Callable[..., Iterable[Row]] | None) -> None:
-    """Write the Arrow folder beside its place and rename it when complete: whole or not at all."""
-    wanted = {"train": config.train_images, "test": config.test_images}
-    if progress:
-        rows = progress(rows, total=sum(wanted.values()), desc="Preparing faces", unit="image")
-    partial = store.with_name(store.name + ".tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        found = _write_rows(rows, partial / "rows.arrow")
-        if found != wanted:
-            raise too_few(config, f"{found['train']} and {found['test']}", skipped)
-        datasets.Dataset.from_file(str(partial / "rows.arrow")).save_to_disk(partial / "faces")
-        (partial / "faces" / "skipped.json").write_text(json.dumps(skipped), encoding="utf-8")
-        (partial / "faces").replace(store)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write_rows(rows: Iterable[Row], path: Path) -> Counter[str]:
-    """Write rows one by one, so that memory does not grow with the set; count them by split."""
-    schema = pa.schema({"key": pa.string(), "image": pa.binary(), "regions": pa.binary(),
-                        "split": pa.string()})
-    counts: Counter[str] = Counter()
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
-        for row in rows:
-            stream.write_batch(pa.RecordBatch.from_pylist([row], schema=schema))
-            counts[row["split"]] += 1
-    return counts
 
 
 def _stacked(images: Sequence[Image.Image]) -> Tensor:

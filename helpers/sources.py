@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -23,21 +24,35 @@ AVATAR_CODE = ("avatars.py", "hair.py", "head.py", "regions.py", "splat.py")  # 
 FIRST_TEST_AVATAR = 1_000_000  # avatar seeds from here on are never trained on
 TEST_SHARE = 1 / 8  # of a stream's images: held out whether or not they are asked for
 SMALLEST_SIDE_PX = 64
-HUB_TRIES = 3
+HUB_TRIES = 5  # 30 s of waiting in all
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # PIL would run Ghostscript on an EPS
+STORE_FORMAT = 2  # raised whenever what stands in a store's folder changes
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # PIL raises all
 
 Row = Mapping[str, Any]
 Sample = tuple[str, str, Image.Image, Image.Image | None]  # key, split, image, regions if known
 
 
-def draw_samples(config: DataConfig, seed: int, skipped: list[str],
+@dataclass
+class Place:
+    """How far a source has been read: where an interrupted preparation goes on."""
+
+    done: dict[str, str] = field(default_factory=dict)  # the faces that are kept: key and split
+    skipped: dict[str, str] = field(default_factory=dict)  # the images left out: name and reason
+    rows: int = 0  # taken from a stream
+    bookmark: dict[str, Any] | None = None  # the stream's own, after these rows
+
+
+def draw_samples(config: DataConfig, seed: int, place: Place,
                  rows: Iterable[Row] | None = None) -> Iterator[Sample]:
     """Yield square images of a config's source, size and counts, each with its split.
+
+    Those that are done are neither rendered nor read again.
 
     Args:
         config: source, size and counts.
         seed: of the split into train and test (avatars are split by identity).
-        skipped: gets one line for each image left out: its name and why.
+        place: where to go on; it moves along, but who keeps a sample enters it in `done`.
         rows: stand in for the CelebA-HQ stream.
 
     Raises:
@@ -45,10 +60,10 @@ def draw_samples(config: DataConfig, seed: int, skipped: list[str],
         RuntimeError: the hub stayed out of reach.
     """
     if config.source == "avatars":
-        return _avatars(config)
+        return _avatars(config, place)
     if config.source == "celeba-hq":
-        return _streamed(rows, config, seed, skipped)
-    return _photographs(config, seed, skipped)
+        return _streamed(rows, config, seed, place)
+    return _photographs(config, seed, place)
 
 
 def store_name(config: DataConfig, seed: int) -> str:
@@ -59,19 +74,29 @@ def store_name(config: DataConfig, seed: int) -> str:
         label, origin = "celeba-hq", [CELEBA_HQ, FACE_PARSER]
     else:
         files, masks = _photo_files(config.source)
-        origin = [masks, *((path, path.stat().st_size, path.stat().st_mtime) for path in files)]
+        stats = [path.stat() if path.is_file() else path.lstat() for path in files]
+        origin = [masks, *((path, stat.st_size, stat.st_mtime)
+                           for path, stat in zip(files, stats, strict=True))]
         label = files[0].parent.name
-    digest = hashlib.sha256(repr(origin).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(repr([STORE_FORMAT, *origin]).encode()).hexdigest()[:8]
     counts = f"{config.train_images}+{config.test_images}"
     return f"{label}-{config.size_px}px-{counts}-seed{seed}-{digest}"
 
 
-def too_few(config: DataConfig, found: str, skipped: list[str]) -> ValueError:
+def too_few(config: DataConfig, found: str, skipped: Mapping[str, str]) -> ValueError:
     """The error of a source that has fewer images than the config asks for."""
-    left_out = f" ({len(skipped)} left out: {'; '.join(skipped[:3])})" if skipped else ""
     return ValueError(
         f"data: expected {config.train_images} training and {config.test_images} test images from "
-        f"{config.source}, got {found}{left_out}; lower data.train_images or data.test_images")
+        f"{config.source}, got {found}{f' ({left_out(skipped)})' if skipped else ''}; "
+        "lower data.train_images or data.test_images")
+
+
+def left_out(skipped: Mapping[str, str]) -> str:
+    """Count the images that were left out and name the first three, in one line."""
+    named = "; ".join(f"{name}: {reason}" for name, reason in islice(skipped.items(), 3))
+    named = named if named.isprintable() else ascii(named)  # a file's name can be anything
+    more = f"; … and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    return f"{len(skipped)} left out: {named}{more}"
 
 
 def derive_number(*parts: int | str) -> int:
@@ -83,12 +108,14 @@ def read_image(source: Path | bytes | Image.Image) -> Image.Image:
     """Read a photograph as upright RGB: EXIF turned, grey repeated, transparency on white.
 
     Raises:
-        ValueError: a side under 64 pixels.
+        ValueError: a side under 64 pixels, or nothing that could be an image.
         OSError: not an image, or a truncated one.
     """
     if isinstance(source, Path):
         source = source.read_bytes()
-    image = source if isinstance(source, Image.Image) else Image.open(BytesIO(source))
+    if not isinstance(source, bytes | Image.Image):
+        raise ValueError(f"expected the bytes of an image, got {type(source).__name__}")
+    image = source if isinstance(source, Image.Image) else _opened(source)
     image = ImageOps.exif_transpose(image)
     if min(image.size) < SMALLEST_SIDE_PX:
         raise ValueError(f"expected sides of {SMALLEST_SIDE_PX} pixels or more, got {image.size}")
@@ -100,38 +127,38 @@ def read_image(source: Path | bytes | Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _avatars(config: DataConfig) -> Iterator[Sample]:
+def _avatars(config: DataConfig, place: Place) -> Iterator[Sample]:
     from .avatars import render_avatar
     for split, first, count in (("train", 0, config.train_images),
                                 ("test", FIRST_TEST_AVATAR, config.test_images)):
         for avatar_seed in range(first, first + count):
-            image, regions = render_avatar(avatar_seed, config.size_px)
-            pixels = image.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).contiguous()
-            yield (f"avatar-{avatar_seed}", split, Image.fromarray(pixels.numpy()),
-                   Image.fromarray(regions.numpy()))
+            if (key := f"avatar-{avatar_seed}") not in place.done:
+                image, regions = render_avatar(avatar_seed, config.size_px)
+                pixels = image.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).contiguous()
+                yield (key, split, Image.fromarray(pixels.numpy()),
+                       Image.fromarray(regions.numpy()))
 
 
 def _streamed(rows: Iterable[Row] | None, config: DataConfig, seed: int,
-              skipped: list[str]) -> Iterator[Sample]:
+              place: Place) -> Iterator[Sample]:
     """The first rows that fill both splits; place in the stream and seed decide a row's split."""
-    left = {"train": config.train_images, "test": config.test_images}
-    enough = 100 + 2 * int(max(left["train"] / (1 - TEST_SHARE), left["test"] / TEST_SHARE))
-    for index, row in enumerate(islice(_persistent(rows), enough)):
+    wanted = {"train": config.train_images, "test": config.test_images}
+    enough = 100 + 2 * int(max(wanted["train"] / (1 - TEST_SHARE), wanted["test"] / TEST_SHARE))
+    left, stream = Counter(wanted) - Counter(place.done.values()), _persistent(rows, place)
+    while left.total() and place.rows < enough and (row := next(stream, None)) is not None:
         if "image" not in row:
             raise refused(CELEBA_HQ, "a column 'image'", sorted(row),
                           "choose another source or the 'demo' preset")
-        key = f"celeba-hq-{index:05d}"
+        key = f"celeba-hq-{place.rows - 1:05d}"
         split = "test" if _share(seed, key) < TEST_SHARE else "train"
-        cell = row["image"]  # PIL's image, or a dict of its bytes and path
+        cell = row["image"]  # PIL's image, or a dict of its bytes and path: never read from there
         cell = cell.get("bytes") if isinstance(cell, Mapping) else cell
-        if left[split] and (image := _readable(key, skipped, read_image, cell)):
+        if left[split] and (image := _readable(key, place, read_image, cell)):
             yield key, split, _square(image, config.size_px), None
             left[split] -= 1
-        if not any(left.values()):
-            return
 
 
-def _photographs(config: DataConfig, seed: int, skipped: list[str]) -> Iterator[Sample]:
+def _photographs(config: DataConfig, seed: int, place: Place) -> Iterator[Sample]:
     """A folder's images in an order of their own: tests from its front, training from its back.
 
     So any counts the folder can serve are served, and asking for more training images moves
@@ -139,13 +166,16 @@ def _photographs(config: DataConfig, seed: int, skipped: list[str]) -> Iterator[
     """
     files, masks = _photo_files(config.source)
     if len(files) < config.train_images + config.test_images:
-        raise too_few(config, f"{len(files)} in all", skipped)
+        raise too_few(config, f"{len(files)} in all", place.skipped)
     queue = deque(sorted(files, key=lambda path: _share(seed, path.name)))
     for split, left, take in (("test", config.test_images, queue.popleft),
                               ("train", config.train_images, queue.pop)):
         while left and queue:
             path = take()
-            if found := _readable(path.name, skipped, _read_photo, path, masks, config.size_px):
+            if path.name in place.done:
+                left -= 1
+            elif path.name not in place.skipped and (found := _readable(
+                    path.name, place, _read_photo, path, masks, config.size_px)):
                 left -= 1
                 yield path.name, split, *found
 
@@ -169,11 +199,10 @@ def _photo_files(source: str) -> tuple[list[Path], Path | None]:
 
 def _read_photo(path: Path, masks: Path | None,
                 size_px: int) -> tuple[Image.Image, Image.Image | None]:
-    image = read_image(path)
+    image = read_image(_own(path))
     if masks is None:
         return _square(image, size_px), None
-    with Image.open(masks / f"{path.stem}.png") as mask:
-        ids = np.array(mask)  # (H, W) palette indices, unconverted
+    ids = np.array(_opened(_own(masks / f"{path.stem}.png").read_bytes()))  # (H, W), unconverted
     if ids.ndim != 2 or ids.max() >= len(CELEBA_MASK_LABELS):
         raise ValueError(f"expected class ids under {len(CELEBA_MASK_LABELS)} in its mask")
     if abs(ids.shape[1] / ids.shape[0] - image.width / image.height) > 0.01:
@@ -183,13 +212,25 @@ def _read_photo(path: Path, masks: Path | None,
             _square(Image.fromarray(regions), size_px, Image.Resampling.NEAREST))
 
 
-def _readable(name: str, skipped: list[str], read: Callable[..., Any], *arguments: Any) -> Any:
-    """What `read` returns, or None and a line in `skipped` if the image cannot be used."""
+def _own(path: Path) -> Path:
+    """The path of a regular file with a name in Unicode, unless a link leads out of its folder."""
+    path.name.encode()  # a ValueError, if it is not
+    if not path.is_file() or not path.resolve().is_relative_to(path.parent.resolve()):
+        raise ValueError(f"expected {path.name} to be a file of its folder, not a link out of it")
+    return path
+
+
+def _opened(content: bytes) -> Image.Image:
+    return Image.open(BytesIO(content), formats=FORMATS)
+
+
+def _readable(name: str, place: Place, read: Callable[..., Any], *arguments: Any) -> Any:
+    """What `read` returns; or None, and the image is entered in `skipped`, if it is of no use."""
     try:
         return read(*arguments)
     except IMAGE_ERRORS as error:
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
-        skipped.append(f"{name}: {reason}")
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        place.skipped[name] = reason
         return None
 
 
@@ -198,25 +239,46 @@ def _square(image: Image.Image, size_px: int,
     return ImageOps.fit(image, (size_px, size_px), method=resample)  # centre crop, then resize
 
 
-def _persistent(rows: Iterable[Row] | None) -> Iterator[Row]:
-    """Go on where a connection error stopped the rows; give up after three without a row."""
-    done, failures = 0, 0
+def _persistent(rows: Iterable[Row] | None, place: Place) -> Iterator[Row]:
+    """Go on where a connection error stopped the rows; give up after five without a row."""
+    failures = 0
     while True:
         try:
-            for row in islice(_hub_stream() if rows is None else rows, done, None):
-                done, failures = done + 1, 0
+            for row in _rows_after(place, _hub_stream() if rows is None else rows):
+                failures = 0
                 yield row
             return
         except HUB_ERRORS as error:
             failures += 1
             if failures == HUB_TRIES:
-                raise out_of_reach(CELEBA_HQ, error) from error
+                raise out_of_reach(f"row {place.rows} of {CELEBA_HQ}", error) from error
+            print(f"data: {CELEBA_HQ} broke off after {place.rows} rows "
+                  f"({type(error).__name__}: {error}); trying again in {2**failures} s")
             time.sleep(2**failures)
 
 
+def _rows_after(place: Place, stream: Iterable[Row]) -> Iterator[Row]:
+    """The rows that follow a place, which moves along.
+
+    With its bookmark a hub's stream loads again no more than the two parts of a file (some 100
+    rows each) where it stopped; without one, or with that of another release, all before.
+    """
+    marked, skip = isinstance(stream, datasets.IterableDataset), place.rows
+    if marked and place.bookmark and place.bookmark["release"] == datasets.__version__:
+        stream.load_state_dict(place.bookmark["state"])
+        skip = 0
+    for row in islice(stream, skip, None):
+        place.rows += 1
+        if marked:
+            place.bookmark = {"release": datasets.__version__, "state": stream.state_dict()}
+        yield row
+
+
 def _hub_stream() -> Iterable[Row]:
-    """CelebA-HQ, of which only the rows taken are downloaded, about 0.1 MB each."""
+    """CelebA-HQ, about 0.1 MB a face; only the parts of files that are taken are downloaded."""
     stream = datasets.load_dataset(CELEBA_HQ, split="train", streaming=True)
+    if hasattr(stream, "reshard"):  # since datasets 4.6: parts of files can be passed over
+        stream = stream.reshard()
     if "image" in (stream.features or {}):  # kept encoded: a broken image then has a name
         stream = stream.cast_column("image", datasets.Image(decode=False))
     return stream

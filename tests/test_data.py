@@ -1,6 +1,9 @@
 """The claims of helpers/data.py and helpers/sources.py."""
 
+import contextlib
+import os
 import sys
+import zlib
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +33,10 @@ def background(images):
     return images[:, 0].mul(0).byte()
 
 
+def visible(folder):
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
 def prepare(folder, *, source="celeba-hq", train=4, test=2, **options):
     config = DataConfig(source=str(source), size_px=64, train_images=train, test_images=test)
     options = {"parse": background, "progress": None, "rows": stream()} | options
@@ -52,7 +59,7 @@ def test_second_preparation_only_loads_and_batches_honour_the_contract(tmp_path)
     clean, regions = again.load("test", [1, 0])
     assert clean.shape == (2, 3, 64, 64) and clean.dtype == torch.float32
     assert regions.shape == (2, 64, 64) and regions.dtype == torch.uint8
-    assert datasets.load_from_disk(str(next(tmp_path.iterdir()))).num_rows == 6
+    assert datasets.load_from_disk(str(first.store)).num_rows == 6
     with pytest.raises(ValueError, match="expected 'train' or 'test'"):
         again.load("validation", [0])
 
@@ -87,12 +94,12 @@ def test_unreadable_images_are_named_and_left_out(tmp_path, photos, capsys):
     (photos / "1.png").write_text("no image")
     photo(2, side=40).save(photos / "2.png")
     faces = prepare(tmp_path / "store", source=photos, train=4, test=1)
-    assert sorted(line.split(":")[0] for line in faces.skipped) == ["0.png", "1.png", "2.png"]
-    assert capsys.readouterr().out.count("Left out") == 3
+    assert sorted(faces.skipped) == ["0.png", "1.png", "2.png"]
+    assert capsys.readouterr().out.count("3 left out: ") == 1
     assert prepare(tmp_path / "store", source=photos, train=4, test=1).skipped == faces.skipped
     with pytest.raises(ValueError, match=r"expected 6 training and 2 test .* got 3 and 2 .*3 left"):
         prepare(tmp_path / "store", source=photos, train=6, test=2)
-    assert len(list((tmp_path / "store").iterdir())) == 1
+    assert visible(tmp_path / "store") == [faces.store]
 
 
 @pytest.mark.parametrize(("options", "error", "message"), [
@@ -107,10 +114,10 @@ def test_bad_input_leaves_nothing_behind(tmp_path, monkeypatch, options, error, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=message):
         prepare(tmp_path, **options)
-    assert not list(tmp_path.iterdir())
+    assert not visible(tmp_path)
 
 
-def test_stream_goes_on_after_connection_errors_and_gives_up_after_three(tmp_path, monkeypatch):
+def test_stream_goes_on_after_connection_errors_and_gives_up_after_five(tmp_path, monkeypatch):
     monkeypatch.setattr(sources.time, "sleep", lambda _: None)
     class Flaky:
         left = 2
@@ -123,9 +130,73 @@ def test_stream_goes_on_after_connection_errors_and_gives_up_after_three(tmp_pat
     flaky = Flaky()
     steady, resumed = prepare(tmp_path / "a"), prepare(tmp_path / "b", rows=flaky)
     assert flaky.left == 0 and resumed.train["key"][:] == steady.train["key"][:]
-    flaky.left = 3
+    flaky.left = 5
     with pytest.raises(RuntimeError, match=r"reset.*'demo' preset"):
         prepare(tmp_path / "c", rows=flaky)
+
+
+def bomb():
+    """A PNG of a few bytes that says it has 60,000 x 60,000 pixels."""
+    header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
+    content = bytearray(sources_png())
+    content[12:29], content[29:33] = header, zlib.crc32(header).to_bytes(4, "big")
+    return bytes(content)
+
+
+def sources_png():
+    file = BytesIO()
+    photo().save(file, "PNG")
+    return file.getvalue()
+
+
+def skipped_among(photos):
+    """Why each image of a folder that cannot be used is left out, in an order that meets all."""
+    place = sources.Place()
+    every = DataConfig(source=str(photos), size_px=64, train_images=9, test_images=2)
+    list(sources.draw_samples(every, 0, place))
+    return place.skipped
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links and pipes need rights there")
+def test_hostile_files_are_named_and_neither_followed_nor_run(tmp_path, photos):
+    photo(9).save(tmp_path / "private.png")
+    (photos / "out.png").symlink_to(tmp_path / "private.png")
+    (photos / "gone.png").symlink_to(tmp_path / "nowhere")
+    (photos / "loop.png").symlink_to(photos / "loop.png")
+    (photos / "endless.png").symlink_to("/dev/zero")
+    os.mkfifo(photos / "pipe.png")
+    (photos / "folder.png").mkdir()
+    (photos / "program.jpg").write_bytes(POSTSCRIPT)
+    (photos / "bomb.png").write_bytes(bomb())
+    (photos / "new\nline\x1b[2J.png").write_text("")
+    with contextlib.suppress(OSError):  # file systems that only take Unicode
+        Path(os.fsdecode(os.fsencode(photos) + b"/\xff.png")).write_bytes(sources_png())
+    (photos / "inside.png").symlink_to(photos / "0.png")
+    faces = prepare(tmp_path / "store", source=photos, train=7, test=2)
+    names = {*faces.train["key"], *faces.test["key"]}
+    assert names == {f"{n}.png" for n in range(8)} | {"inside.png"}
+    with pytest.raises(ValueError, match=r"(9|10) left out"):
+        prepare(tmp_path / "all", source=photos, train=9, test=2)
+    for name, reason in [("program.jpg", "not an image"), ("bomb.png", "decompression bomb"),
+                         ("out.png", "a link out of it"), ("pipe.png", "a file of its folder")]:
+        assert reason in skipped_among(photos)[name]
+
+
+def test_what_was_left_out_is_one_line_whatever_the_names():
+    skipped = {f"{n}\n\x1b[2J\udcff.png": "not an image" for n in range(20)}
+    assert sources.left_out(skipped).isprintable()
+    line = sources.left_out({str(n): "why" for n in range(20)})
+    assert line == "20 left out: 0: why; 1: why; 2: why; … and 17 more"
+
+
+@pytest.mark.parametrize("cell", [None, "https://example.org/a.png", 7, {"path": __file__},
+                                  {"bytes": None, "path": str(SHARED)}, {"bytes": POSTSCRIPT}])
+def test_a_hubs_cell_is_read_from_its_own_bytes_only(tmp_path, cell):
+    faces = prepare(tmp_path, rows=[{"image": cell}, *stream()])
+    assert list(faces.skipped) == ["celeba-hq-00000"] and len(faces) == 6
 
 
 def test_every_kind_of_image_becomes_upright_rgb_on_white():
