@@ -1,9 +1,9 @@
 """Measure speed and memory, print a table, write `results/benchmark.json`.
 
-    make bench            # or: python -m tests.bench
+    make bench            # or: python -m tests.bench [NAMES of the functions in MEASURES]
 
-Times are wall-clock medians (or 95th percentiles) after a warm-up, with two CPU threads unless the
-name says GPU. What this machine cannot measure is left out of the file, never guessed.
+Times are wall-clock medians (or 95th percentiles) after a warm-up, with two CPU threads; those of a
+GPU are in `tests/bench_gpu.py`. What is not measured keeps the figure it had, or has none.
 """
 
 from __future__ import annotations
@@ -14,33 +14,40 @@ import json
 import math
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from helpers import budget
 from helpers.avatars import render_avatar
-from helpers.config import DegradeConfig, preset
+from helpers.config import DegradeConfig, preset, refused
 from helpers.degrade import AMOUNTS, degrade
+from helpers.files import write_whole
 from helpers.gaussians import LIMIT
+from helpers.model import SplatEnhancer
 from helpers.resplat import DEFECTS, FEWEST, gaussian_count
-from helpers.sliders import DegradationSliders
+from tests import rehearsal
 
 FILE = Path(__file__).resolve().parent.parent / "results" / "benchmark.json"
-SIDE, IMAGES, GAUSSIANS = 512, 8, 4_000
-PHOTOGRAPHIC = tuple(name for name in AMOUNTS if name not in DEFECTS)
+SIDE, GAUSSIANS = 512, 4_000
+HALF = DegradeConfig(**dict.fromkeys(AMOUNTS, 0.5))
+TONES = ("brightness", "color_jitter", "desaturation", "blur", "downscale", "blocks", "ghosting",
+         "noise", "surface_blur", "warp")
+Figures = dict[str, float | str]
 
 
-def faces(count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """A few avatars (B, 3, SIDE, SIDE) with their regions."""
+@cache
+def faces(count: int = 2, side_px: int = SIDE) -> tuple[torch.Tensor, torch.Tensor]:
+    """A few avatars (B, 3, side, side) with their regions."""
     return tuple(torch.stack(part) for part in
-                 zip(*(render_avatar(7 + i, SIDE) for i in range(count)), strict=True))
+                 zip(*(render_avatar(7 + i, side_px) for i in range(count)), strict=True))
 
 
 def at_gaussians(settings: DegradeConfig, count: int) -> DegradeConfig:
@@ -78,6 +85,8 @@ def images_per_s(settings: DegradeConfig, clean: torch.Tensor, regions: torch.Te
 def slider_times(start: DegradeConfig, names: Iterator[str], clean: torch.Tensor,
                  regions: torch.Tensor, *, moves: int = 60) -> list[float]:
     """Seconds from moving a slider to the new JPEG in the widget, for each of many moves."""
+    from helpers.sliders import DegradationSliders  # ipywidgets, which a GPU machine may lack
+
     panel = DegradationSliders(clean, regions, start)
     values = itertools.cycle((0.35, 0.65, 0.2, 0.8))
     times = []
@@ -111,43 +120,77 @@ def peak_mib(count: int) -> float:
     return int(done.stdout) / 1024
 
 
-def measure() -> dict[str, float | str]:
-    """All figures of this machine."""
-    torch.set_num_threads(2)
-    clean, regions = faces()
-    half = DegradeConfig(**dict.fromkeys(AMOUNTS, 0.5))
-    found = {"machine": f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}"}
-    found["degrade_photographic_images_per_s"] = images_per_s(without_splats(half), clean, regions)
-    found["degrade_splat_images_per_s"] = images_per_s(at_gaussians(half, GAUSSIANS), clean,
-                                                       regions)
-    wide = without_splats(half)
-    tones = ("brightness", "color_jitter", "desaturation", "blur", "downscale", "blocks",
-             "ghosting", "noise", "surface_blur", "warp")
-    found["slider_p95_ms"] = 1e3 * p95(slider_times(
-        wide, itertools.cycle(tones), clean, regions))
-    found["slider_splat_p95_ms"] = 1e3 * p95(slider_times(
-        at_gaussians(half, GAUSSIANS), itertools.cycle(DEFECTS[1:]), clean, regions))
+def machine() -> Figures:
+    """Where the figures come from."""
+    return {"machine": f"{platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}"}
+
+
+def degradation() -> Figures:
+    """Speed and memory of `degrade`."""
     few, many = peak_mib(4), peak_mib(20)
-    found["degrade_mib_per_further_image"] = (many - few) / 16  # the result itself is 3 MiB
+    return {"degrade_photographic_images_per_s": images_per_s(without_splats(HALF), *faces()),
+            "degrade_splat_images_per_s": images_per_s(at_gaussians(HALF, GAUSSIANS), *faces()),
+            "degrade_mib_per_further_image": (many - few) / 16}  # the result itself is 3 MiB
+
+
+def sliders() -> Figures:
+    """How long a moved slider waits for its picture."""
+    tones = slider_times(without_splats(HALF), itertools.cycle(TONES), *faces())
+    splat = slider_times(at_gaussians(HALF, GAUSSIANS), itertools.cycle(DEFECTS[1:]), *faces())
+    return {"slider_p95_ms": 1e3 * p95(tones), "slider_splat_p95_ms": 1e3 * p95(splat)}
+
+
+def training_budget() -> Figures:
+    """Work and memory of SD-Turbo, counted."""
     t4 = preset("t4").with_({"loss.clip": 0.0})  # CLIP is not part of the budget
-    found["train_tflop_per_image"] = budget.count_training_flops(t4) / 1e12
-    found["inference_tflop_per_image"] = budget.count_inference_flops(t4) / 1e12
-    found["train_peak_gib_batch2"] = budget.expected_peak_gib(t4)
-    found["train_peak_gib_batch2_lean"] = budget.expected_peak_gib(t4, lean=True)
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-        batch = [x.repeat(IMAGES // 2, *[1] * (x.ndim - 1)).cuda() for x in (clean, regions)]
-        found["gpu_degrade_splat_images_per_s"] = images_per_s(at_gaussians(half, GAUSSIANS),
-                                                               *batch)
-    return found
+    return {"train_tflop_per_image": budget.count_training_flops(t4) / 1e12,
+            "inference_tflop_per_image": budget.count_inference_flops(t4) / 1e12,
+            "train_peak_gib_batch2": budget.expected_peak_gib(t4),
+            "train_peak_gib_batch2_lean": budget.expected_peak_gib(t4, lean=True)}
+
+
+def full_size() -> Figures:
+    """Host memory of building SD-Turbo from fp16 files, and its checkpoint: half a minute, 3 GB."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = {name: rehearsal.in_own_process(name, Path(folder))
+                 for name in ("make_base", "build_fp16", "save_once")}
+    return {"build_peak_rss_gib": found["build_fp16"]["peak_rss_gib"],
+            "checkpoint_mb": found["save_once"]["checkpoint_mb"]}
+
+
+def enhance_demo(rounds: int = 12) -> Figures:
+    """Images a second through the demo's network, LoRA merged once for all of them."""
+    config = preset("demo")
+    model = SplatEnhancer.from_pretrained(config.model, device="cpu")
+    degraded = faces(1, config.data.size_px)[0]
+    with model.merged():
+        times = [seconds(lambda: model.enhance(degraded)) for _ in range(rounds + 2)][2:]
+    return {"enhance_images_per_s_demo": len(degraded) / statistics.median(times)}
+
+
+MEASURES = (machine, degradation, sliders, training_budget, full_size, enhance_demo)
+
+
+def keep(figures: Figures, file: Path = FILE) -> None:
+    """Write figures into the file; what else it holds stays."""
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    write_whole(file, (json.dumps(known | figures, indent=2) + "\n").encode())
+
+
+def main(names: Sequence[str]) -> None:
+    """Measure, print and keep everything, or what is named."""
+    if unknown := set(names) - {measure.__name__ for measure in MEASURES}:
+        raise SystemExit(str(refused("names", f"some of {[m.__name__ for m in MEASURES]}",
+                                     sorted(unknown), "name none to measure all")))
+    torch.set_num_threads(2)
+    for measure in MEASURES:
+        if not names or measure.__name__ in names:
+            figures = measure()
+            keep(figures)
+            for name, figure in figures.items():
+                shown = figure if isinstance(figure, str) else f"{figure:.2f}"
+                print(f"{name:38} {shown}", flush=True)
 
 
 if __name__ == "__main__":
-    figures = measure()
-    for name, figure in figures.items():
-        print(f"{name:38} {figure if isinstance(figure, str) else f'{figure:.2f}'}")
-    print(f"peak memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} "
-          "MiB")
-    FILE.parent.mkdir(exist_ok=True)
-    kept = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
-    FILE.write_text(json.dumps(kept | figures, indent=2) + "\n", encoding="utf-8")
+    main(sys.argv[1:])

@@ -2,7 +2,7 @@
 
     python -m tests.rehearsal FOLDER    # 3 GB in FOLDER, some 15 GB of memory, ten minutes or more
 
-Builds the base, trains two steps at 512 px with batch 1 on the CPU, saves, resumes in a new
+Builds the base, saves once, trains two steps at 512 px with batch 1 on the CPU, resumes in a new
 process, evaluates two images. Each phase is a process of its own, whose peak memory is recorded in
 `results/rehearsal.json`. Times are of two shared CPU cores and say nothing about a GPU.
 """
@@ -10,7 +10,6 @@ process, evaluates two images. Each phase is a process of its own, whose peak me
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -18,41 +17,63 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from helpers import data, evaluate
-from helpers.config import ASSETS, TINY_BASE, Config, preset
+from helpers import budget, checkpoint, data, evaluate
+from helpers.config import ASSETS, SD_TURBO, TINY_BASE, Config, preset
+from helpers.files import write_whole
 from helpers.losses import EnhancerLoss
 from helpers.model import SplatEnhancer
 from helpers.train import train
+from helpers.trainer import Trainer
 
-RESULT = Path(__file__).resolve().parent.parent / "results" / "rehearsal.json"
-UNET = {"sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2,
-        "cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20],
-        "use_linear_projection": True}
-VAE = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
-       "sample_size": 512, "scaling_factor": 0.18215,
-       "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "results" / "rehearsal.json"
 TEXT = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23,
         "num_attention_heads": 16, "hidden_act": "gelu", "projection_dim": 512,
         "vocab_size": 49408, "max_position_embeddings": 77}
 
 
-def make_base(folder: Path) -> dict:
-    """Write unet, vae and text_encoder in fp16 files, and the tokenizer and schedule of ours."""
+def random_networks(base: str, device: str) -> tuple[AutoencoderKL, UNet2DConditionModel]:
+    """VAE and UNet of a base's shapes in float32, with torch's own initialisation.
+
+    Equal on each call, as far as the device is the same.
+    """
+    vae, unet = budget.network_configs(base)
+    torch.manual_seed(0)
+    with torch.device(device):
+        return AutoencoderKL.from_config(vae), UNet2DConditionModel.from_config(unet)
+
+
+def make_base(folder: Path, *, base: str = SD_TURBO, text: dict = TEXT, device: str = "cpu",
+              half: bool = True) -> dict:
+    """Write a base with random weights in the hub's layout.
+
+    Args:
+        base: whose shapes it has, see `budget.network_configs`.
+        text: configuration of the text encoder.
+        device: where the weights are drawn.
+        half: fp16 files under the names of that variant, or fp32 files under the plain names.
+
+    Returns:
+        Parameters of each network, and the size of the folder in GB.
+    """
+    vae, unet = random_networks(base, device)
+    with torch.device(device):
+        parts: dict[str, nn.Module] = {"unet": unet, "vae": vae,
+                                       "text_encoder": CLIPTextModel(CLIPTextConfig(**text))}
     sizes = {}
-    for part, kind, config in (("unet", UNet2DConditionModel, UNET), ("vae", AutoencoderKL, VAE),
-                               ("text_encoder", CLIPTextModel, CLIPTextConfig(**TEXT))):
-        torch.manual_seed(0)
-        network: nn.Module = kind(**config) if isinstance(config, dict) else kind(config)
+    for part, network in parts.items():
         sizes[f"{part}_parameters"] = sum(p.numel() for p in network.parameters())
-        network.half().save_pretrained(folder / part, variant="fp16", safe_serialization=True,
-                                       max_shard_size="10GB")
-        del network
-    for part in ("tokenizer", "scheduler"):
-        shutil.copytree(ASSETS / TINY_BASE / part, folder / part, dirs_exist_ok=True)
+        if half:
+            network.half()
+        network.save_pretrained(folder / part, variant="fp16" if half else None,
+                                safe_serialization=True, max_shard_size="10GB")
+    shutil.copytree(ASSETS / TINY_BASE / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    DDPMScheduler.from_pretrained(ASSETS / TINY_BASE / "scheduler", timestep_spacing="trailing",
+                                  ).save_pretrained(folder / "scheduler")  # as the hub's own
     sizes["base_gb"] = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e9
     return sizes
 
@@ -71,6 +92,16 @@ def build(folder: Path, dtype: torch.dtype = torch.float32) -> SplatEnhancer:
                                          dtype=dtype, cache_dir=folder / "run")
 
 
+def save_once(folder: Path) -> dict:
+    """Save a trainer that has taken one step, as on a GPU: its size does not depend on more."""
+    config, model = rehearsal_config(folder, 1), build(folder, torch.float16)
+    trainer = Trainer(config, model)
+    weights = torch.stack([p.float().sum() for p in model.trainable().values()])
+    trainer.update(1e-3 * weights.sum())  # scaled to what fp16 gradients can hold
+    file = checkpoint.save(trainer.checkpoint(), folder / "one")
+    return {"checkpoint_mb": file.stat().st_size / 1e6}
+
+
 def run(folder: Path, steps: int) -> dict:
     """Train to this many steps, from wherever the run stands."""
     config = rehearsal_config(folder, steps)
@@ -78,12 +109,10 @@ def run(folder: Path, steps: int) -> dict:
     model = build(folder)
     loss = EnhancerLoss(config.loss, device="cpu")
     records = list(train(config, model, faces, loss, folder=folder / "run"))
-    file = next((folder / "run").glob("latest*"))
     return {"steps": [record.step for record in records],
             "losses": [record.losses["total"] for record in records],
             "skipped": sum(record.skipped for record in records),
-            "seconds_per_step": [record.seconds for record in records],
-            "checkpoint_mb": file.stat().st_size / 1e6}
+            "seconds_per_step": [record.seconds for record in records]}
 
 
 def measure(folder: Path) -> dict:
@@ -102,7 +131,16 @@ def measure(folder: Path) -> dict:
 
 PHASES = {"make_base": lambda folder: make_base(folder / "base"),
           "build_fp16": lambda folder: {"dtype": str(build(folder, torch.float16).unet.dtype)},
+          "save_once": save_once,
           "two_steps": lambda folder: run(folder, 2), "resume_and_evaluate": measure}
+
+
+def peak_rss_gib() -> float:
+    """The most memory that this process has held."""
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**30 if sys.platform == "darwin" else 2**20)
 
 
 def phase(name: str, folder: Path) -> None:
@@ -111,23 +149,28 @@ def phase(name: str, folder: Path) -> None:
     started = time.perf_counter()
     found = PHASES[name](folder)
     found["seconds"] = time.perf_counter() - started
-    found["peak_rss_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    found["peak_rss_gib"] = peak_rss_gib()
     print(json.dumps(found))
 
 
+def in_own_process(name: str, folder: Path) -> dict:
+    """Run one phase in a process of its own, and return what it found."""
+    done = subprocess.run([sys.executable, "-m", "tests.rehearsal", str(folder), name], cwd=ROOT,
+                          check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
 def main(folder: Path) -> None:
-    """Run all phases, each in a process of its own, and write what they found."""
+    """Run all phases, and write what they found."""
     found = {"machine": f"2 CPU threads, torch {torch.__version__}, fp32 training, fp16 files"}
     for name in PHASES:
-        done = subprocess.run([sys.executable, "-m", "tests.rehearsal", str(folder), name],
-                              check=True, stdout=subprocess.PIPE, text=True)
-        found[name] = json.loads(done.stdout.strip().splitlines()[-1])
+        found[name] = in_own_process(name, folder)
         print(name, json.dumps(found[name]), flush=True)
-    RESULT.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_whole(RESULT, (json.dumps(found, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 3:
         phase(sys.argv[2], Path(sys.argv[1]))
     else:
-        main(Path(sys.argv[1]))
+        main(Path(sys.argv[1]).resolve())
