@@ -111,6 +111,18 @@ def test_strength_blends_from_input_to_output(model):
     torch.testing.assert_close(model.enhance(IMAGES, 0.5), middle)
 
 
+def test_torch_compile_is_one_graph_for_all_calls_of_a_size():
+    model = _build().eval()
+    expected = model.enhance(IMAGES)
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    model.compile(backend="aot_eager")  # traces as the default does, and needs no C++ compiler
+    for _ in range(2):
+        torch.testing.assert_close(model.enhance(IMAGES), expected)
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+    torch._dynamo.reset()
+
+
 def test_merged_equals_unmerged_and_leaves_the_weights_bit_equal(model):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with torch.no_grad():

@@ -50,7 +50,7 @@ def test_the_notebook_runs_from_first_to_last_cell(executed_twice):
     assert all(cell.execution_count for cell in code_cells(first))
     results = place / "results" / "demo"
     assert {p.name for p in results.iterdir()} == {
-        "comparison.jpg", "metrics.json", "restored.png", "training.jpg"}
+        "comparison.jpg", "enhancer", "metrics.json", "restored.png", "training.jpg"}
     sets = read_metrics(results / "metrics.json")["sets"]
     assert {name: of["n"] for name, of in sets.items()} == {"held_out": 6, "fitted": 6}
 
