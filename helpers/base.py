@@ -8,12 +8,17 @@ from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
-from huggingface_hub import snapshot_download
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .config import ASSETS, TINY_BASE, refused
+from .files import write_whole
+from .snapshots import fetch
+
+WEIGHTS = ("*.fp16.safetensors", "*.safetensors")  # half the bytes first
+WEIGHTLESS = ("tokenizer", "scheduler")
+PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")  # in the order of use
 
 
 @torch.no_grad()
@@ -28,9 +33,9 @@ def embed_prompt(base: str, prompt: str, cache_dir: Path | None = None) -> Tenso
 
     Raises:
         ValueError: a base without text encoder, or a sentence longer than it can read.
+        RuntimeError: the hub did not give the text encoder.
     """
-    digest = hashlib.sha256(f"{base}\n{prompt}".encode()).hexdigest()[:16]
-    path = cache_dir / f"prompt-{digest}.safetensors" if cache_dir else None
+    path = cache_dir / embedding_name(base, prompt) if cache_dir else None
     if path and path.exists():
         return load_file(path)["prompt_embedding"]
     tokenizer = CLIPTokenizer.from_pretrained(_base_folder(base, "tokenizer"))
@@ -41,11 +46,20 @@ def embed_prompt(base: str, prompt: str, cache_dir: Path | None = None) -> Tenso
     encoder = load_network(CLIPTextModel, base, "text_encoder").float().eval()
     embedding = encoder(tokens.input_ids).last_hidden_state
     if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp")
-        save_file({"prompt_embedding": embedding}, partial)
-        partial.replace(path)
+        write_whole(path, save({"prompt_embedding": embedding}))
     return embedding
+
+
+def embedding_name(base: str, prompt: str) -> str:
+    """The file that keeps an embedded sentence."""
+    digest = hashlib.sha256(f"{base}\n{prompt}".encode()).hexdigest()[:16]
+    return f"prompt-{digest}.safetensors"
+
+
+def part_files(part: str) -> tuple[list[str], list[str]]:
+    """Patterns of a part's files, and of its weights: its fp16 ones, or where it has none, all."""
+    weights = [] if part in WEIGHTLESS else [f"{part}/{pattern}" for pattern in WEIGHTS]
+    return [f"{part}/*.json", f"{part}/*.txt"], weights
 
 
 def load_network(kind: type, base: str, part: str, **options: Any) -> Any:
@@ -57,7 +71,8 @@ def load_network(kind: type, base: str, part: str, **options: Any) -> Any:
         options: for `from_pretrained`.
 
     Raises:
-        ValueError: the base cannot be found, or lacks that part.
+        ValueError: the base lacks that part.
+        RuntimeError: the hub did not give it.
     """
     folder = _base_folder(base, part)
     variant = "fp16" if any(folder.glob("*.fp16.safetensors")) else None
@@ -68,7 +83,8 @@ def read_alpha_bar(base: str, timestep: int) -> float:
     """Read ᾱ, the cumulative product of the noise schedule, at a timestep.
 
     Raises:
-        ValueError: the base cannot be found, or does not predict noise.
+        ValueError: the base lacks a scheduler, or does not predict noise.
+        RuntimeError: the hub did not give it.
     """
     scheduler = DDPMScheduler.from_pretrained(_base_folder(base, "scheduler"))
     if scheduler.config.prediction_type != "epsilon":
@@ -78,24 +94,7 @@ def read_alpha_bar(base: str, timestep: int) -> float:
 
 
 def _base_folder(base: str, part: str) -> Path:
-    if base == TINY_BASE:
-        folder = ASSETS / base / part
-    else:
-        folder = Path(base) / part if Path(base).is_dir() else _download(base, part)
-    if not folder.is_dir():
+    home = ASSETS / base if base == TINY_BASE else fetch(base, *part_files(part))
+    if not (home / part).is_dir():
         raise refused("base", f"{part}/ in diffusers layout", base, "complete it or use another")
-    return folder
-
-
-def _download(base: str, part: str) -> Path:
-    """Fetch one part of a hub base: its fp16 weights, or where it has none, whatever it has."""
-    try:
-        for weights in ("*.fp16.safetensors", "*.safetensors"):
-            wanted = [f"{part}/{name}" for name in ("*.json", "*.txt", weights)]
-            folder = Path(snapshot_download(base, allow_patterns=wanted)) / part
-            if any(folder.glob(weights)) or not (folder / "config.json").exists():
-                break  # only networks have a config.json; tokenizer and scheduler have no weights
-    except (OSError, ValueError) as error:
-        raise refused("base", "a folder or a reachable hub name", base,
-                      "check name and network, or use the demo preset") from error
-    return folder
+    return home / part

@@ -64,6 +64,12 @@ class Checkpoint:
     history: list[dict[str, Any]] = field(default_factory=list)
     notes: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """The fp32 trained tensors, by the names they have in the model."""
+        return {name.removeprefix("model/"): tensor for name, tensor in self.tensors.items()
+                if name.startswith("model/")}
+
 
 def save(checkpoint: Checkpoint, folder: Path, *, best: bool = False) -> Path:
     """Write a checkpoint as `latest`; a whole one of an earlier step becomes `previous`.

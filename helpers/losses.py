@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .config import LossConfig, refused
 from .perceptual import load_lpips, load_or_explain, vgg_distances
+from .snapshots import TRANSFORMERS_WEIGHTS, fetch
 
 CLIP_NAME = "openai/clip-vit-base-patch32"
+CLIP_FILES = (("config.json",), TRANSFORMERS_WEIGHTS)
 MIN_SIZE_PX = 16  # VGG16 halves the image four times before its last tap
 
 
@@ -98,9 +103,25 @@ def load_clip(name: str = CLIP_NAME) -> nn.Module:
     """CLIP's image tower with its projection, frozen, from the hub or a local folder."""
     from transformers import CLIPVisionModelWithProjection  # slow import, needed by this term only
 
-    load = CLIPVisionModelWithProjection.from_pretrained
-    model = load_or_explain(lambda: load(name), f"CLIP '{name}'", "set loss.clip to 0")
+    def load() -> nn.Module:
+        with _without_load_report():
+            return CLIPVisionModelWithProjection.from_pretrained(fetch(name, *CLIP_FILES))
+
+    model = load_or_explain(load, f"CLIP '{name}'", "set loss.clip to 0")
     return model.requires_grad_(False).eval()
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Of the checkpoint, only the image tower is wanted: hundreds of left out names are no news."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def clip_embedding(model: nn.Module, images: Tensor, *, dtype: torch.dtype) -> Tensor:

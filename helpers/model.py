@@ -68,6 +68,7 @@ class SplatEnhancer(nn.Module):
 
         Raises:
             ValueError: a base that cannot be found, or one that does not predict noise.
+            RuntimeError: the hub did not give the base.
         """
         if prompt_embedding is None:  # first: the text encoder is gone before the UNet comes
             prompt_embedding = embed_prompt(config.base, config.prompt, cache_dir)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 
 from .config import refused
+from .snapshots import HUB_ERRORS, TRANSFORMERS_WEIGHTS, fetch, out_of_reach
 
 REGIONS = ("background", "skin", "eyes", "nose", "mouth", "hair")  # the values of a region map
 BACKGROUND, SKIN, EYES, NOSE, MOUTH, HAIR = range(len(REGIONS))
 FACE_PARSER = "jonathandinu/face-parsing"
-HUB_ERRORS = (OSError, *HfHubHTTPError.__bases__)  # with its HTTP library's own base error
+PARSER_FILES = (("config.json", "preprocessor_config.json"), TRANSFORMERS_WEIGHTS)
 # The order of ids in CelebAMask-HQ's own masks; parsers number the same names as they like
 CELEBA_MASK_LABELS = (
     "background", "skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear",
@@ -58,10 +58,11 @@ class FaceParser:
 
     def __init__(self, name: str = FACE_PARSER, *, device: torch.device | str = "cpu") -> None:
         from transformers import SegformerForSemanticSegmentation, SegformerImageProcessor
+        folder = fetch(name, *PARSER_FILES)
         try:
             # By class: older checkpoints name a SegformerFeatureExtractor that Auto rejects
-            self.processor = SegformerImageProcessor.from_pretrained(name)
-            self.model = SegformerForSemanticSegmentation.from_pretrained(name).to(device).eval()
+            self.processor = SegformerImageProcessor.from_pretrained(folder)
+            self.model = SegformerForSemanticSegmentation.from_pretrained(folder).to(device).eval()
         except HUB_ERRORS as error:
             raise out_of_reach(name, error) from error
         self.lookup = region_lookup(self.model.config.id2label).to(device)
@@ -74,9 +75,3 @@ class FaceParser:
         sizes = [tuple(images.shape[-2:])] * len(images)
         ids = self.processor.post_process_semantic_segmentation(self.model(**inputs), sizes)
         return self.lookup[torch.stack(ids)]
-
-
-def out_of_reach(what: str, error: BaseException) -> RuntimeError:
-    """The error of something that the hub did not give."""
-    return RuntimeError(f"hub: expected to load {what}, got {type(error).__name__}: {error}; "
-                        "check the connection and run again, or choose the 'demo' preset")

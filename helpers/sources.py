@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .config import DataConfig, refused
-from .regions import CELEBA_MASK_LABELS, FACE_PARSER, HUB_ERRORS, out_of_reach, region_lookup
+from .regions import CELEBA_MASK_LABELS, FACE_PARSER, region_lookup
+from .snapshots import HUB_ERRORS, out_of_reach, passes
 
 CELEBA_HQ = "mattymchen/celeba-hq"
 AVATAR_CODE = ("avatars.py", "hair.py", "head.py", "regions.py", "splat.py")  # their origin
@@ -250,7 +251,7 @@ def _persistent(rows: Iterable[Row] | None, place: Place) -> Iterator[Row]:
             return
         except HUB_ERRORS as error:
             failures += 1
-            if failures == HUB_TRIES:
+            if failures == HUB_TRIES or not passes(error):
                 raise out_of_reach(f"row {place.rows} of {CELEBA_HQ}", error) from error
             print(f"data: {CELEBA_HQ} broke off after {place.rows} rows "
                   f"({type(error).__name__}: {error}); trying again in {2**failures} s")

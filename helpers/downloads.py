@@ -1,0 +1,104 @@
+"""What a run will download, how large it is and how long that takes: said before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision
+
+from .base import PARTS, embedding_name, part_files
+from .config import TINY_BASE, Config
+from .losses import CLIP_FILES, CLIP_NAME
+from .regions import FACE_PARSER, PARSER_FILES
+from .snapshots import missing_bytes
+from .sources import CELEBA_HQ, TEST_SHARE, store_name
+
+LINK_BYTES_PER_S = 50e6  # of a hosted notebook; a slow link at home has a tenth
+IMAGE_BYTES = 98_000  # of one face of CelebA-HQ, on average: 2.76 GB of 28,000 and 2,000
+READ_AHEAD_IMAGES = 100  # a part of a file is read whole
+TEXT_PARTS = ("tokenizer", "text_encoder")
+Wanted = tuple[str, tuple[tuple, ...]]  # a repository, and the arguments of its fetches
+
+
+@dataclass(frozen=True)
+class Downloads:
+    """Bytes to download by origin; in words where they are not known."""
+
+    sizes: dict[str, int | str]
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum of what is known."""
+        return sum(size for size in self.sizes.values() if isinstance(size, int))
+
+    def __str__(self) -> str:
+        if not self.sizes:
+            return "to download: nothing"
+        rows = [f"  {name}: " + (size if isinstance(size, str) else f"{size / 1e6:,.0f} MB")
+                for name, size in self.sizes.items()]
+        seconds = self.total_bytes / LINK_BYTES_PER_S
+        return "\n".join([f"to download: {self.total_bytes / 1e9:.2f} GB, about {seconds:.0f} s "
+                          f"at {LINK_BYTES_PER_S / 1e6:.0f} MB/s", *rows])
+
+
+def plan(config: Config, *, faces: Path, cache_dir: Path) -> Downloads:
+    """Ask the hub for the sizes of all that a run will fetch and this machine does not have.
+
+    A hub that does not answer is named with its error and is no reason to stop: what is needed
+    and missing will stop the cell that needs it.
+
+    Args:
+        faces: the folder of prepared faces, as for `data.prepare`.
+        cache_dir: of the embedded prompt, as for `SplatEnhancer.from_pretrained`.
+
+    Returns:
+        By origin, only what is missing; streamed images are estimated.
+    """
+    streams = (config.data.source == "celeba-hq"
+               and not (faces / store_name(config.data, config.run.seed)).is_dir())
+    sizes = {name: _missing(name, fetches)
+             for name, fetches in _repositories(config, cache_dir, streams)}
+    if streams:
+        sizes[f"{CELEBA_HQ} (about)"] = streamed_images(config) * IMAGE_BYTES
+    sizes |= _torchvision_weights(config)
+    return Downloads({name: size for name, size in sizes.items() if size})
+
+
+def streamed_images(config: Config) -> int:
+    """How many images of the stream are expected to be read until both splits are filled."""
+    wanted = max(config.data.train_images / (1 - TEST_SHARE), config.data.test_images / TEST_SHARE)
+    return round(wanted) + READ_AHEAD_IMAGES
+
+
+def _repositories(config: Config, cache_dir: Path, streams: bool) -> list[Wanted]:
+    base, wanted = config.model.base, []
+    if base != TINY_BASE:
+        embedded = (cache_dir / embedding_name(base, config.model.prompt)).exists()
+        parts = [part for part in PARTS if not (embedded and part in TEXT_PARTS)]
+        wanted.append((base, tuple(part_files(part) for part in parts)))
+    if streams:
+        wanted.append((FACE_PARSER, (PARSER_FILES,)))
+    if config.loss.clip:
+        wanted.append((CLIP_NAME, (CLIP_FILES,)))
+    return wanted
+
+
+def _missing(name: str, fetches: tuple[tuple, ...]) -> int | str:
+    try:
+        return missing_bytes(name, *fetches)
+    except RuntimeError as error:
+        return str(error)
+
+
+def _torchvision_weights(config: Config) -> dict[str, int]:
+    """ImageNet backbones of the loss and the metrics; torchvision itself names their sizes."""
+    if not config.loss.pretrained:
+        return {}
+    cache, sizes = Path(torch.hub.get_dir()) / "checkpoints", {}
+    for model in ("vgg16", "alexnet"):
+        weights = torchvision.models.get_model_weights(model).IMAGENET1K_V1
+        if not (cache / Path(weights.url).name).exists():
+            sizes[f"torchvision {model}"] = round(weights.meta["_file_size"] * 2**20)
+    return sizes
