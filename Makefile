@@ -1,8 +1,10 @@
-# make demo | make test | make bench | make lab | make lint
+# make demo | make test | make bench | make lab | make lint | make colab | make oldest
 PYTHON ?= python3
+PYTHON311 ?= python3.11
+PYTHON313 ?= python3.13
 BIN := .venv/bin
 
-.PHONY: demo test bench lab lint
+.PHONY: demo test bench lab lint colab oldest
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
@@ -20,6 +22,25 @@ lab: .venv/.lab
 
 lint: .venv/.test
 	$(BIN)/ruff check .
+
+# The demo twice on Colab's packages, mended first as on Colab; each time from their first state
+colab: .venv-colab/bin/pip
+	$< install --quiet -r ../shared/colab/requirements.txt
+	$< uninstall --quiet --yes lpips
+	.venv-colab/bin/python -m tests.places colab
+
+# The demo twice and the tests on the lowest versions; what they bring is new, and deprecates them
+oldest: .venv-oldest/bin/pip
+	sed 's/>=/==/' requirements.txt > .venv-oldest/requirements.txt
+	$< install --quiet -r .venv-oldest/requirements.txt -r tests/requirements.txt
+	.venv-oldest/bin/python -m tests.places oldest
+	.venv-oldest/bin/python -m pytest -W ignore::DeprecationWarning
+
+.venv-colab/bin/pip:
+	$(PYTHON313) -m venv .venv-colab
+
+.venv-oldest/bin/pip:
+	$(PYTHON311) -m venv .venv-oldest
 
 .venv/bin/pip:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 11) <= v[:2] <= (3, 13) else \

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .config import DataConfig, refused
+from .keep import keep, take_back
 from .regions import FaceParser
 from .sources import (
     IMAGE_ERRORS,
@@ -79,6 +80,7 @@ class Faces:
 
 
 def prepare(config: DataConfig, folder: Path, *, device: torch.device | str = "cpu", seed: int = 0,
+            drive: Path | None = None,
             progress: Callable[..., Iterable[Row]] | None = tqdm,
             rows: Iterable[Row] | None = None, parse: Parser | None = None) -> Faces:
     """Make the Arrow folder of a data config once; later calls only check and open it.
@@ -91,6 +93,7 @@ def prepare(config: DataConfig, folder: Path, *, device: torch.device | str = "c
         folder: where Arrow folders are kept.
         device: where the face parser runs, if the source needs one.
         seed: of the split into train and test (avatars are split by identity).
+        drive: a folder on Drive that keeps a copy for the machine of the next session.
         progress: wraps the loop as `tqdm` does; None shows nothing.
         rows, parse: stand in for the CelebA-HQ stream and for the published face parser.
 
@@ -102,9 +105,11 @@ def prepare(config: DataConfig, folder: Path, *, device: torch.device | str = "c
     store = Path(folder) / store_name(config, seed)
     if not store.is_dir():
         with alone(store):
-            if not store.is_dir():  # it may have been made while this process waited
+            if not (store.is_dir()  # it may have been made while this process waited
+                    or take_back(store, drive)):
                 _fill(PartialStore(store), config, seed, rows, parse, device, progress)
     faces = Faces(store)
+    keep(store, drive)
     if faces.skipped:
         print(f"data: {left_out(faces.skipped)}")
     return faces

@@ -10,6 +10,7 @@ import torchvision
 
 from .base import PARTS, embedding_name, part_files
 from .config import TINY_BASE, Config
+from .keep import is_kept
 from .losses import CLIP_FILES, CLIP_NAME
 from .regions import FACE_PARSER, PARSER_FILES
 from .snapshots import missing_bytes
@@ -43,21 +44,23 @@ class Downloads:
                           f"at {LINK_BYTES_PER_S / 1e6:.0f} MB/s", *rows])
 
 
-def plan(config: Config, *, faces: Path, cache_dir: Path) -> Downloads:
+def plan(config: Config, *, faces: Path, cache_dir: Path,
+         drive: Path | None = None) -> Downloads:
     """Ask the hub for the sizes of all that a run will fetch and this machine does not have.
 
     A hub that does not answer is named with its error and is no reason to stop: what is needed
     and missing will stop the cell that needs it.
 
     Args:
-        faces: the folder of prepared faces, as for `data.prepare`.
+        faces, drive: the folder of prepared faces and of its copies, as for `data.prepare`.
         cache_dir: of the embedded prompt, as for `SplatEnhancer.from_pretrained`.
 
     Returns:
         By origin, only what is missing; streamed images are estimated.
     """
-    streams = (config.data.source == "celeba-hq"
-               and not (faces / store_name(config.data, config.run.seed)).is_dir())
+    made = faces / store_name(config.data, config.run.seed)
+    streams = (config.data.source == "celeba-hq" and not made.is_dir()
+               and not is_kept(made, drive))
     sizes = {name: _missing(name, fetches)
              for name, fetches in _repositories(config, cache_dir, streams)}
     if streams:

@@ -1,12 +1,15 @@
-"""What grids and sliders share: regions and masks as colours, pictures as bytes."""
+"""What grids and sliders share: regions and masks as colours, pictures as bytes and HTML."""
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms.functional import to_pil_image
 
 from .regions import REGIONS
@@ -14,6 +17,17 @@ from .regions import REGIONS
 PALETTE = torch.tensor([  # one colour per region, distinguishable without red and green
     [0.25, 0.25, 0.28], [0.94, 0.80, 0.62], [0.00, 0.45, 0.70], [0.90, 0.62, 0.00],
     [0.80, 0.47, 0.65], [0.35, 0.22, 0.12]])
+COMPARED_PX = 768  # compared images are sent no larger: a notebook keeps them
+COMPARED_SIDE = 420  # CSS pixels of their longer side: two fit side by side, and on one screen
+DIVIDER = """<style>
+.divided { display: inline-grid; position: relative; max-width: 100%; --at: 50% }
+.divided > * { grid-area: 1 / 1 }
+.divided > img + img { clip-path: inset(0 0 0 var(--at)) }
+.divided > i { width: 2px; margin-left: calc(var(--at) - 1px); background: white;
+               box-shadow: 0 0 2px black; z-index: 1 }
+.divided > input { z-index: 2; margin: 0 -8px; width: calc(100% + 16px); cursor: ew-resize;
+                   background: none; appearance: none; -webkit-appearance: none }
+</style>"""
 MASK_COLOR = (0.00, 0.45, 0.70)  # no skin, no hair and few backgrounds are blue
 
 
@@ -62,3 +76,51 @@ def to_bytes(image: Tensor, kind: str) -> bytes:
     buffer = io.BytesIO()  # of floats, to_pil_image drops the rest instead of rounding
     to_pil_image(pixels.round().to(torch.uint8)).save(buffer, kind, quality=90)
     return buffer.getvalue()
+
+
+def to_tag(jpeg: bytes, alt: str, *, size: tuple[int, int] | None = None) -> str:
+    """A JPEG as HTML, with a text for those who cannot see it.
+
+    HTML, because JupyterLab does not pass on the text that belongs to a bare picture.
+
+    Args:
+        jpeg: its bytes.
+        alt: what it shows.
+        size: width and height on the page in CSS pixels; None for the picture's own.
+    """
+    place = 'width="{}" height="{}" '.format(*size) if size else ""
+    return (f'<img alt="{html.escape(alt)}" {place}style="max-width: 100%; height: auto" '
+            f'decoding="sync" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">')
+
+
+def divided(before: Tensor, after: Tensor, names: tuple[str, str] = ("input", "restored")) -> str:
+    """One image over another with a divider to drag, by pointer or arrow keys, as HTML.
+
+    Where a page drops style and script, the two stand side by side.
+
+    Args:
+        before, after: (3, H, W) in [0, 1], of one size: left and right of the divider.
+        names: of the two.
+    """
+    size = _fitted(before.shape[1:], COMPARED_SIDE)
+    shown = [to_bytes(_shrunk(image), "JPEG") for image in (before, after)]
+    first, second = (to_tag(j, name, size=size) for j, name in zip(shown, names, strict=True))
+    left, right = map(html.escape, names)
+    # Without suppressed shortcuts, JupyterLab would move its cells by the arrow keys
+    return (f'{DIVIDER}<div class="divided" data-lm-suppress-shortcuts="true">{first} {second}'
+            f'<i></i><input type="range" step="any" aria-label="from {left} to {right}" '
+            """oninput="this.parentNode.style.setProperty('--at', this.value + '%')"></div>"""
+            f"<div>left {left}, right {right}: drag over the picture, or use the arrow keys</div>")
+
+
+def _shrunk(image: Tensor) -> Tensor:
+    if max(image.shape) <= COMPARED_PX:
+        return image
+    width, height = _fitted(image.shape[1:], COMPARED_PX)
+    return interpolate(image[None].float(), (height, width), mode="area")[0]
+
+
+def _fitted(size: torch.Size, side: int) -> tuple[int, int]:
+    """Width and height of (H, W) when its longer side is `side`."""
+    height, width = (max(1, round(length * side / max(size))) for length in size)
+    return width, height

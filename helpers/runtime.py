@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 from packaging.version import Version
 
@@ -28,6 +29,9 @@ T4_MIN_GIB = 12.0  # what the "t4" preset needs, with room to spare (a T4 shows 
 COLAB_MISSING = {"lpips": "lpips==0.1.4"}  # its own needs are all preinstalled: --no-deps is safe
 TORCHAO_MIN = Version("0.16.0")  # peft raises ImportError on anything older
 KAGGLE_CREDENTIALS = {"KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_CONFIG_DIR"}
+HOMES = {"colab": Path("/content/splat_enhancer"), "kaggle": Path("/kaggle/working"),
+         "local": Path(__file__).resolve().parent.parent}
+DRIVE = Path("/content/drive")  # where Colab's own button mounts it too
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def detect() -> Runtime:
         place=_place(), device=device, dtype=_dtype(device),
         gpu=cuda.name if cuda else ("Apple GPU" if device.type == "mps" else None),
         gpu_gib=cuda.total_memory / GIB if cuda else 0.0,
-        ram_gib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB,
+        ram_gib=psutil.virtual_memory().total / GIB,
         disk_free_gib=shutil.disk_usage(Path.cwd()).free / GIB)
 
 
@@ -133,14 +137,15 @@ def prepare_packages(runtime: Runtime, *, run: Callable[..., Any] = subprocess.r
 
 
 def mount_drive(runtime: Runtime, want: bool, *, attempts: int = 2,
-                point: Path = Path("/content/drive"), drive: Any = None) -> Path | None:
+                point: Path = DRIVE) -> Path | None:
     """Mount Google Drive on Colab and return this project's folder there.
+
+    Whether Drive is mounted already is Colab's to say: a folder at its place may be a local one.
 
     Args:
         want: False leaves Drive alone.
         attempts: how often to try; a refusal in the dialogue is final.
         point: where Drive appears.
-        drive: stands in for `google.colab.drive`.
 
     Returns:
         `MyDrive/splat_enhancer`, or None without Drive; a failure prints what that means.
@@ -150,13 +155,14 @@ def mount_drive(runtime: Runtime, want: bool, *, attempts: int = 2,
     problem: Exception | None = None
     for attempt in range(attempts):
         try:
-            return _drive_folder(point, drive, again=attempt > 0)
+            return _drive_folder(point, again=attempt > 0)
         except Exception as error:  # Colab raises its own kinds, and Drive must not stop a run
             problem = error
             if type(error).__name__ == "MessageError":  # the dialogue was closed or refused
                 break
-    print(f"No Google Drive ({problem}): checkpoints stay on this machine's disk and are lost "
-          "when the session ends.")
+    print(f"No Google Drive ({problem}). Checkpoints stay on this machine's disk and are lost when "
+          "the session ends, and a run kept on Drive is not found: training goes on from what this "
+          f"disk has, or starts anew. {_drive_remedy(point, problem)}")
     return None
 
 
@@ -166,9 +172,7 @@ def workspace(runtime: Runtime, root: Path | None = None) -> Path:
     Raises:
         RuntimeError: nothing can be written there.
     """
-    homes = {"colab": Path("/content/splat_enhancer"), "kaggle": Path("/kaggle/working"),
-             "local": Path(__file__).resolve().parent.parent}
-    folder = Path(root) if root else homes[runtime.place]
+    folder = Path(root) if root else HOMES[runtime.place]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -199,13 +203,18 @@ def _place() -> Literal["colab", "kaggle", "local"]:
 
 
 def _device() -> torch.device:
-    if torch.cuda.is_available():
+    """The first of CUDA and Apple's MPS that can add, else the CPU."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    for kind in (kind for kind, found in there.items() if found):
         try:
-            torch.ones(8, device="cuda").sum().item()
-            return torch.device("cuda")
+            total = torch.ones(8, device=kind).sum().item()
         except RuntimeError as error:  # a GPU too old for this torch, or a broken driver
-            print(f"There is a GPU, but it does not work ({error}): using the CPU.")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+            total = error
+        if total == 8:
+            return torch.device(kind)
+        print(f"There is a GPU ({kind}), but it does not work (1 + … + 1 = 8 gave {total}): "
+              "it is not used.")
+    return torch.device("cpu")
 
 
 def _dtype(device: torch.device) -> torch.dtype:
@@ -233,16 +242,21 @@ def _pip(run: Callable[..., Any], *arguments: str) -> None:
                            "restart the session and run all") from error
 
 
-def _drive_folder(point: Path, drive: Any, *, again: bool) -> Path:
+def _drive_folder(point: Path, *, again: bool) -> Path:
     """The project's folder in Drive, mounted if it is not yet."""
-    try:
-        mounted = (point / "MyDrive").is_dir()
-    except OSError:  # a mount that died answers with errno 107
-        mounted = False
-    if not mounted or again:
-        if drive is None:
-            from google.colab import drive
-        drive.mount(str(point), force_remount=again)
+    from google.colab import drive
+    drive.mount(str(point), force_remount=again)
+    if not (point / "MyDrive").is_dir():
+        raise TimeoutError(f"mount() returned, but {point / 'MyDrive'} is not there")
     folder = point / "MyDrive" / "splat_enhancer"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+def _drive_remedy(point: Path, problem: Exception | None) -> str:
+    """What the user can do about Drive; files in its place are theirs to move."""
+    if "already contain files" not in str(problem):
+        return "To try again, run this cell again."
+    found = ", ".join(sorted(path.name for path in point.iterdir()))
+    return (f"Something wrote {found} to {point} before Drive was there: move that elsewhere, "
+            "then run this cell again.")

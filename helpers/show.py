@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,13 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from IPython.display import Image as Picture
-from IPython.display import Pretty, display
+from IPython.display import HTML, Pretty, display
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm.std import tqdm
 
 from . import checkpoint
 from .config import Config, DegradeConfig
@@ -26,11 +26,20 @@ from .evaluate import Result, held_out_pairs
 from .files import write_whole
 from .model import SplatEnhancer
 from .pictures import color_regions as color_regions
-from .pictures import common_length, mask_overlay, region_overlay, tint, to_bytes
+from .pictures import (
+    common_length,
+    divided,
+    mask_overlay,
+    region_overlay,
+    tint,
+    to_bytes,
+    to_tag,
+)
 from .regions import REGIONS
 from .train import Record
 
 _NO_SLOT = SimpleNamespace(update=lambda _: None)  # where there is no notebook
+_BAR = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 GROUPS = tuple(stage.name for stage in STAGES if len(stage.amounts) > 1)  # regions, splat
 
 
@@ -154,6 +163,27 @@ def show(figure: Figure, alt: str) -> None:
     display(_picture(figure, alt))
 
 
+def compare(before: Tensor, after: Tensor) -> None:
+    """Display two images (1, 3, H, W) in [0, 1], one over the other, with a divider to drag."""
+    display(HTML(divided(before[0], after[0])))
+
+
+class Bar(tqdm):
+    """A progress bar in plain HTML: a saved notebook keeps it as it ended, a reloaded page too."""
+
+    monitor_interval = 0  # no thread that displays on its own
+
+    def __init__(self, **options: Any) -> None:
+        self.slot = display(Pretty("…"), display_id=True) or _NO_SLOT
+        super().__init__(file=io.StringIO(), mininterval=1.0, bar_format=_BAR, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Show where it is; called by tqdm."""
+        text = html.escape(msg or str(self))
+        self.slot.update(HTML(f'<progress value="{self.n}" max="{self.total}" '
+                              f'aria-label="{self.desc}"></progress> {text}'))
+
+
 class LiveTraining:
     """A progress bar, and one display slot with the loss curve over a fixed held-out grid.
 
@@ -170,8 +200,8 @@ class LiveTraining:
         self.config, self.model = config, model
         self.history = list(saved.history) if saved else []
         self.clean, self.degraded = clean, degraded
-        self.bar = tqdm(total=config.optim.steps, initial=len(self.history), desc="training",
-                        unit="step", mininterval=1.0)
+        self.bar = Bar(total=config.optim.steps, initial=len(self.history), desc="training",
+                       unit="step")
         self.slot = display(Pretty("…"), display_id=True) or _NO_SLOT
 
     def update(self, record: Record) -> None:
@@ -246,5 +276,5 @@ def _rendered(figure: Figure, kind: str, dpi: int) -> bytes:
     return buffer.getvalue()
 
 
-def _picture(figure: Figure, alt: str) -> Picture:
-    return Picture(data=_rendered(figure, "jpeg", 100), format="jpeg", alt=alt)
+def _picture(figure: Figure, alt: str) -> HTML:
+    return HTML(to_tag(_rendered(figure, "jpeg", 100), alt))

@@ -18,6 +18,7 @@ from .degrade import AMOUNTS, STAGES, Preview, variation_mask
 from .resplat import gaussian_count
 
 NARROW = {"layout": {"width": "160px"}, "style": {"description_width": "55px"}}
+TILE = 224, 224  # four stand in a row above the sliders, on one screen
 BUTTON = {"layout": {"width": "auto"}}
 OWN = "your own"  # what the menu shows when the sliders stand at none of its entries
 TOOLTIP = "tooltip" if hasattr(widgets.FloatSlider, "tooltip") else "description_tooltip"  # 8, 7
@@ -37,8 +38,7 @@ class Tile(widgets.VBox):
     """
 
     def __init__(self, caption: str) -> None:
-        # Four stand in a row above the sliders, on one screen; each keeps all its pixels
-        self.image = widgets.Image(format="jpeg", layout={"width": "224px"})
+        self.caption, self.image = caption, widgets.HTML()  # an Image takes no text
         self._shown: tuple[Tensor | None, Tensor | None] = None, None
         super().__init__([widgets.HTML(caption), self.image], layout={"margin": "4px"})
 
@@ -46,7 +46,8 @@ class Tile(widgets.VBox):
         """Show (1, 3, H, W) under an overlay (1, 4, H, W)."""
         if picture is not self._shown[0] or overlay is not self._shown[1]:
             shown = picture if overlay is None else pictures.tint(picture, overlay)
-            self.image.value = pictures.to_bytes(shown[0], "JPEG")
+            jpeg = pictures.to_bytes(shown[0], "JPEG")
+            self.image.value = pictures.to_tag(jpeg, self.caption, size=TILE)
             self._shown = picture, overlay
 
 

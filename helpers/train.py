@@ -7,11 +7,10 @@ resumed run takes the very steps an uninterrupted one would have taken.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,15 +18,17 @@ import torch
 from torch import Tensor
 
 from . import checkpoint as checkpoints
-from .checkpoint import Checkpoint
+from .autosave import Autosave
+from .batches import load_batches
+from .claim import claim
 from .config import Config, OptimConfig
-from .data import Faces, draw_batch
+from .data import Faces
 from .degrade import degrade, draw_amounts
 from .losses import EnhancerLoss
 from .model import SplatEnhancer
-
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
-SCALE_FLOOR = 1.0  # a loss scale below this means that gradients are broken, not merely large
+from .publish import Publisher
+from .stop import StopRequests
+from .trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -44,73 +45,6 @@ class Record:
     peak_gib: float  # of GPU memory, 0 on a CPU
 
 
-class Trainer:
-    """The state that a checkpoint keeps: fp32 masters, AdamW, loss scale, step and history.
-
-    Args:
-        config: of the run.
-        model: whose trained tensors are learned; its working copies may be of half precision.
-    """
-
-    def __init__(self, config: Config, model: SplatEnhancer) -> None:
-        self.config, self.model, self.step = config, model, 0
-        self.history: list[dict] = []
-        self.working = model.trainable()
-        self.masters = {name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
-                        for name, p in self.working.items()}
-        self.optimiser = torch.optim.AdamW(
-            self.masters.values(), lr=config.optim.learning_rate,
-            weight_decay=config.optim.weight_decay)
-        device = next(iter(self.working.values())).device.type
-        half = any(p.dtype == torch.float16 for p in self.working.values())
-        self.scaler = torch.amp.GradScaler(device, enabled=half)
-
-    def checkpoint(self) -> Checkpoint:
-        """The state as CPU tensors."""
-        tensors = {f"model/{name}": p.detach() for name, p in self.masters.items()}
-        for name, p in self.masters.items():
-            moments = self.optimiser.state.get(p, {})
-            tensors |= {f"{k}/{name}": moments[k] for k in MOMENTS if k in moments}
-        updates = [state["step"] for state in self.optimiser.state.values()]
-        tensors["updates"] = updates[0] if updates else torch.zeros(())
-        tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
-        return Checkpoint(self.step, self.config, tensors, self.scaler.state_dict(), self.history)
-
-    def restore(self, saved: Checkpoint) -> None:
-        """Take over a checkpoint; ValueError if it belongs to other settings."""
-        checkpoints.refuse_other_run(saved, self.config)
-        own = {k.removeprefix("model/"): t for k, t in saved.tensors.items() if k[:6] == "model/"}
-        self.model.load_trained(own)
-        self.optimiser.state.clear()
-        for name, p in self.masters.items():
-            p.data.copy_(own[name])
-            if f"exp_avg/{name}" in saved.tensors:
-                moments = {k: saved.tensors[f"{k}/{name}"].to(p.device, copy=True)
-                           for k in MOMENTS}
-                self.optimiser.state[p] = {"step": saved.tensors["updates"].clone()} | moments
-        self.scaler.load_state_dict(saved.loss_scale or self.scaler.state_dict())
-        self.step, self.history = saved.step, list(saved.history)
-
-    def update(self, loss: Tensor) -> tuple[float, bool]:
-        """Backward, unscale, clip, step: returns the gradient's norm and whether it was skipped."""
-        for p in self.working.values():
-            p.grad = None
-        self.scaler.scale(loss).backward()
-        for name, p in self.working.items():
-            self.masters[name].grad = p.grad.float()
-        self.scaler.unscale_(self.optimiser)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.masters.values(),
-                                                    self.config.optim.clip_norm))
-        if finite := math.isfinite(norm):
-            self.scaler.step(self.optimiser)
-        self.scaler.update()
-        with torch.no_grad():
-            for name, p in self.working.items():
-                if p is not self.masters[name]:
-                    p.copy_(self.masters[name])
-        return norm, not finite
-
-
 def learning_rate_at(step: int, optim: OptimConfig) -> float:
     """Learning rate of step 1, 2, …: linear warm-up, then cosine decay to a tenth."""
     warm = min(1.0, step / max(1, optim.warmup_steps))
@@ -118,11 +52,15 @@ def learning_rate_at(step: int, optim: OptimConfig) -> float:
     return optim.learning_rate * warm * (0.55 + 0.45 * math.cos(math.pi * done))
 
 
-def training_batch(config: Config, faces: Faces, step: int,
+def training_batch(config: Config, drawn: tuple[Tensor, Tensor, Tensor],
                    device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
-    """Clean and degraded images (B, 3, H, W) in [0, 1] and the skip mask (B,) of a step."""
-    clean, regions, seeds = draw_batch(faces, seed=config.run.seed, step=step,
-                                       batch=config.optim.batch)
+    """Clean and degraded images (B, 3, H, W) in [0, 1] and the skip mask (B,) of a batch.
+
+    Args:
+        drawn: clean, regions and sample seeds, from `draw_batch`.
+        device: where the images are damaged and wanted.
+    """
+    clean, regions, seeds = drawn
     clean, regions = clean.to(device), regions.to(device)
     amounts = draw_amounts(config.degrade, seeds)
     degraded = degrade(clean, regions, config.degrade, seeds, amounts=amounts)
@@ -151,41 +89,59 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
 
     Raises:
         ValueError: the folder holds a run with settings that cannot be mixed with these.
-        FloatingPointError: the loss scale collapsed.
+        RuntimeError: another process trains in this folder, or another machine took over on Drive.
+        FloatingPointError: losses or gradients are not finite any more.
+        OSError: the last state could not be saved.
     """
-    device = next(model.parameters()).device
-    trainer = resume(config, model, folder=folder, drive=drive)
-    saved_step = trainer.step
-    model.train()
-    with _stop_requests() as stop:
-        try:
-            while trainer.step < config.optim.steps and not stop.is_set():
-                started = time.perf_counter()
-                rate = learning_rate_at(trainer.step + 1, config.optim)
-                for group in trainer.optimiser.param_groups:
-                    group["lr"] = rate
+    device, optim = next(model.parameters()).device, config.optim
+    with _session(config, model, faces, folder, drive) as (trainer, batches, autosave, stop):
+        while trainer.step < optim.steps and not stop.asked:
+            autosave.before_step()
+            started, terms = time.perf_counter(), Counter()
+            rate = learning_rate_at(trainer.step + 1, optim)
+            trainer.set_rate(rate)
 
-                clean, degraded, skip_mask = training_batch(config, faces, trainer.step, device)
+            for number in batch_numbers(trainer.step, trainer.step + 1, optim):
+                clean, degraded, skip_mask = training_batch(config, next(batches), device)
                 restored = model(degraded, skip_mask)
-                losses = loss(restored, clean, view_seed=config.run.seed + trainer.step)
-                norm, skipped = trainer.update(losses["total"])
+                losses = loss(restored, clean, view_seed=config.run.seed + number)
+                trainer.backward(losses["total"])
+                terms.update({name: value.detach() for name, value in losses.items()})
+            norm, skipped = trainer.update()
 
-                trainer.step += 1
-                seconds = time.perf_counter() - started
-                terms = {name: float(value.detach()) for name, value in losses.items()}
-                record = Record(trainer.step, terms, rate, norm, skipped, seconds,
-                                len(clean) / seconds, _peak_gib(device))
-                trainer.history.append(asdict(record))
-                _refuse_collapse(trainer)
-                if trainer.step % config.run.save_every_steps == 0:
-                    _save(trainer, folder, drive)
-                    saved_step = trainer.step
-                yield record
-        finally:
-            if trainer.step > saved_step:
-                _save(trainer, folder, drive)
-        if stop.is_set():
+            seconds = time.perf_counter() - started
+            means = {name: float(total) / optim.accumulate for name, total in terms.items()}
+            images = optim.batch * optim.accumulate
+            record = Record(trainer.step, means, rate, norm, skipped, seconds, images / seconds,
+                            _peak_gib(device))
+            trainer.history.append(asdict(record))
+            autosave.after_step()
+            yield record
+
+
+@contextmanager
+def _session(config: Config, model: SplatEnhancer, faces: Faces, folder: Path, drive: Path | None,
+             ) -> Iterator[tuple[Trainer, Iterator, Autosave, StopRequests]]:
+    """All that surrounds the loop: opened in order, and closed however the loop ends."""
+    optim, workers = config.optim, config.run.loader_workers
+    with claim(folder) as claimed, closing(Publisher(drive)) as publisher, StopRequests() as stop:
+        trainer = resume(config, model, folder=folder, drive=drive)
+        autosave = Autosave(trainer, folder, publisher, claimed)
+        numbers = batch_numbers(trainer.step, optim.steps, optim)
+        model.train()
+        with closing(load_batches(faces, numbers, seed=config.run.seed, batch=optim.batch,
+                                  workers=workers)) as batches:
+            try:
+                yield trainer, batches, autosave, stop
+            finally:
+                autosave.finish()
+        if stop.asked:
             raise KeyboardInterrupt(f"stopped after step {trainer.step}, saved in {folder}")
+
+
+def batch_numbers(step: int, until: int, optim: OptimConfig) -> range:
+    """The numbers of the batches from one step to another: `optim.accumulate` in each."""
+    return range(step * optim.accumulate, until * optim.accumulate)
 
 
 def resume(config: Config, model: SplatEnhancer, *, folder: Path,
@@ -201,36 +157,16 @@ def resume(config: Config, model: SplatEnhancer, *, folder: Path,
         print(f"Run {config.run.name!r} goes on after step {saved.step}: {rest} to go." if rest > 0
               else f"Run {config.run.name!r} is finished ({saved.step} steps); "
                    "raise optim.steps to go on.")
+        _note_changes(trainer, saved.config)
     return trainer
 
 
-def _save(trainer: Trainer, folder: Path, drive: Path | None) -> None:
-    file = checkpoints.save(trainer.checkpoint(), folder)
-    if drive and (problem := checkpoints.publish(file, drive)):
-        print(problem)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an event, so that a step is never cut in half."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals reach the main thread only
-        return
-    before = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _refuse_collapse(trainer: Trainer) -> None:
-    if trainer.scaler.is_enabled() and trainer.scaler.get_scale() < SCALE_FLOOR:
-        raise FloatingPointError(
-            f"loss scale: expected {SCALE_FLOOR} or more, got {trainer.scaler.get_scale()}: the "
-            "gradients are not finite at any scale; lower optim.learning_rate, or look for broken "
-            "images")
+def _note_changes(trainer: Trainer, before: Config) -> None:
+    """Say and keep which settings are others than before; none of them changes what was learned."""
+    if changed := checkpoints.harmless_changes(before, trainer.config):
+        trainer.notes.append({"after_step": trainer.step, "changed": changed})
+        listed = ", ".join(f"{name} {old!r} → {new!r}" for name, (old, new) in changed.items())
+        print(f"Changed since: {listed}.")
 
 
 def _peak_gib(device: torch.device) -> float:

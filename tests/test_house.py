@@ -12,7 +12,7 @@ import pytest
 from helpers.__main__ import ROOT
 
 ORDER = ("files", "config", "damage", "runtime", "splat", "snapshots", "regions", "head", "hair",
-         "avatars", "sources", "store", "data", "keep", "draws", "filters", "gaussians", "fit",
+         "avatars", "sources", "store", "keep", "data", "draws", "filters", "gaussians", "fit",
          "effects", "resplat", "degrade", "adapters", "base", "tiles", "model", "export", "hub",
          "pix2pix_turbo", "perceptual", "losses", "metrics", "downloads", "sealed", "summary",
          "checkpoint", "claim", "publish", "stop", "batches", "trainer", "autosave", "train",

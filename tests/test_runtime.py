@@ -41,13 +41,30 @@ def test_dtype_follows_the_capability_not_the_promise(monkeypatch):
     assert all(runtime._dtype(torch.device(kind)) is torch.float32 for kind in ("cpu", "mps"))
 
 
-def test_gpu_that_fails_a_small_sum_is_not_used(monkeypatch, capsys):
-    def broken(*_, **__):
-        raise RuntimeError("no kernel image")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch, "ones", broken)
-    assert runtime._device().type != "cuda"
-    assert "no kernel image" in capsys.readouterr().out
+def test_device_is_the_fastest_one_that_can_add(monkeypatch, capsys):
+    real_ones = torch.ones
+    def choose(cuda, mps):
+        def ones(count, device):
+            answer = {"cuda": cuda, "mps": mps}[device]
+            if answer is None:
+                raise RuntimeError("no kernel image")
+            return real_ones(count) * answer
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda != "absent")
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps != "absent")
+        monkeypatch.setattr(torch, "ones", ones)
+        return runtime._device().type, capsys.readouterr().out
+    assert choose(1, 1) == ("cuda", "") and choose("absent", 1) == ("mps", "")
+    assert choose("absent", "absent") == ("cpu", "")
+    chosen, told = choose(None, 1)
+    assert chosen == "mps" and "(cuda)" in told and "no kernel image" in told
+    chosen, told = choose("absent", 0)  # an MPS that answers, wrongly
+    assert chosen == "cpu" and "(mps)" in told and "gave 0.0" in told
+
+
+def test_machine_is_described_where_sysconf_does_not_exist(monkeypatch):
+    monkeypatch.delattr(os, "sysconf", raising=False)  # Windows
+    machine = runtime.detect()
+    assert machine.ram_gib > 0.5 and machine.disk_free_gib > 0
 
 
 @pytest.mark.parametrize(("requested", "gpu_gib", "hub", "name", "why"), [
@@ -100,23 +117,16 @@ def test_colab_gets_lpips_and_loses_old_torchao_and_nothing_else_changes(monkeyp
         prepare("colab", {"lpips": "0.1.4", "torchao": "0.10.0"})
 
 
-def test_drive_is_mounted_once_and_a_refusal_is_one_line(tmp_path, capsys):
-    calls = []
-    def mount(point, force_remount):
-        calls.append(force_remount)
-        if not force_remount:
-            raise ValueError("mount failed")
-        (tmp_path / "MyDrive").mkdir()
-    drive = SimpleNamespace(mount=mount)
-    for _ in range(2):  # the second time Drive is there already
-        found = runtime.mount_drive(COLAB_T4, True, point=tmp_path, drive=drive)
-        assert found == tmp_path / "MyDrive" / "splat_enhancer" and found.is_dir()
-    assert calls == [False, True]
-    refusal = type("MessageError", (Exception,), {})
-    drive.mount = lambda *_, **__: (_ for _ in ()).throw(refusal("refused"))
-    assert runtime.mount_drive(COLAB_T4, True, point=tmp_path / "none", drive=drive) is None
-    assert "are lost" in capsys.readouterr().out
+def test_drive_is_left_alone_elsewhere_and_when_not_wanted():
     assert runtime.mount_drive(LOCAL, True) is runtime.mount_drive(COLAB_T4, False) is None
+
+
+def test_each_place_has_its_own_folder(monkeypatch, tmp_path):
+    assert runtime.HOMES["kaggle"].as_posix() == "/kaggle/working"
+    assert runtime.HOMES["colab"].as_posix() == "/content/splat_enhancer"
+    monkeypatch.setattr(runtime, "HOMES", {place: tmp_path / place for place in runtime.HOMES})
+    for place in runtime.HOMES:
+        assert runtime.workspace(replace(LOCAL, place=place)) == tmp_path / place
 
 
 def test_workspace_is_created_or_refused_and_report_is_one_line(tmp_path):

@@ -1,11 +1,15 @@
 """Sliders and the live display, without a browser."""
 
+import base64
 import dataclasses
 import html
+import io
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from helpers import pictures, resplat, show, sliders
 from helpers.avatars import render_avatar
@@ -124,14 +128,16 @@ def test_all_steps_shows_the_stages_that_do_something_and_else_the_groups(board)
     assert list(shown(board)) == ["clean", *(s.name for s in STAGES
                                              if s.name not in ("noise", "warp")), "degraded"]
     board.set(dataclasses.replace(PLAIN, strength=0.0))
-    assert list(shown(board)) == ["clean", "degraded"] and len(set(shown(board).values())) == 1
+    assert list(shown(board)) == ["clean", "degraded"]
+    assert len({tag.partition("src=")[2] for tag in shown(board).values()}) == 1
 
 
 def test_what_is_shown_is_what_degrade_makes_full_size(board, avatars):
     clean, regions = avatars
     board.picker.value = 1
     expected = degrade(clean[1:], regions[1:], PLAIN, torch.tensor([0]))
-    assert degraded(board) == pictures.to_bytes(expected[0], "JPEG")
+    tag = pictures.to_tag(pictures.to_bytes(expected[0], "JPEG"), "degraded", size=(224, 224))
+    assert degraded(board) == tag and 'alt="degraded"' in tag
 
 
 @pytest.mark.parametrize("name", [*DAMAGE, "config"])
@@ -301,7 +307,7 @@ def record(step):
     return Record(step, {"l1": 0.5, "total": 1.0}, 1e-4, 1.0, False, 1.0, 2.0, 0.0)
 
 
-def test_live_training_works_outside_a_notebook_and_goes_on_from_a_checkpoint(tmp_path, capsys):
+def test_live_training_works_outside_a_notebook_and_goes_on_from_a_checkpoint(tmp_path):
     save(Checkpoint(1, CONFIG, {"a": torch.zeros(1)}, history=[vars(record(1))]), tmp_path)
     seen = []
     model = SimpleNamespace(enhance=lambda images: seen.append(len(images)) or images)
@@ -311,10 +317,14 @@ def test_live_training_works_outside_a_notebook_and_goes_on_from_a_checkpoint(tm
     live.close()
     assert seen == [1, 1, 1] and live.bar.n == 5  # drawn after steps 2 and 4, and at the end
     assert [entry["step"] for entry in live.history] == [1, 2, 3, 4, 5]
-    assert "5/5" in capsys.readouterr().err
+    assert "training: 5/5" in str(live.bar)
 
 
-def test_live_training_draws_curve_and_grid_in_one_slot(monkeypatch):
+def jpeg(picture):
+    return base64.b64decode(re.search(r'src="data:image/jpeg;base64,([^"]+)"', picture.data)[1])
+
+
+def test_live_training_shows_bar_curve_and_grid_each_in_one_slot(monkeypatch):
     shown, slot = [], SimpleNamespace(update=lambda picture: shown.append(picture))
     monkeypatch.setattr(show, "display", lambda *_, **__: slot)
     model = SimpleNamespace(enhance=torch.clone)
@@ -322,12 +332,28 @@ def test_live_training_draws_curve_and_grid_in_one_slot(monkeypatch):
     live.draw()  # before the first step there is no curve yet
     live.update(record(1))
     live.close()
-    assert len(shown) == 2 and all(picture.data[:2] == b"\xff\xd8" for picture in shown)
-    assert shown[0].data != shown[1].data and "loss" in shown[1].alt
+    bars, drawn = ([p for p in shown if p.data.startswith(f"<{tag}")] for tag in ("prog", "img"))
+    assert 'value="0" max="5"' in bars[0].data and "training: 0/5" in bars[0].data
+    assert 'value="1" max="5"' in bars[-1].data and "loss=1.000" in bars[-1].data
+    assert len(drawn) == 2 and jpeg(drawn[0]) != jpeg(drawn[1])
+    assert all(jpeg(p)[:2] == b"\xff\xd8" and 'alt="loss over steps' in p.data for p in drawn)
 
 
 def test_shown_figures_are_jpeg_with_a_text_for_those_who_cannot_see(monkeypatch):
     shown = []
     monkeypatch.setattr(show, "display", shown.append)
-    show.show(show.grid({"a": CLEAN[:1]}), alt="a face")
-    assert shown[0].alt == "a face" and shown[0].data[:2] == b"\xff\xd8"
+    show.show(show.grid({"a": CLEAN[:1]}), alt='a "face"')
+    assert 'alt="a &quot;face&quot;"' in shown[0].data and jpeg(shown[0])[:2] == b"\xff\xd8"
+
+
+def test_compared_images_keep_their_pixels_and_their_order(monkeypatch):
+    shown = []
+    monkeypatch.setattr(show, "display", shown.append)
+    show.compare(CLEAN[:1, :, :24], CLEAN[1:2, :, :24])
+    tags = re.findall(r"<img [^>]+>", shown[0].data)
+    for tag, name, image in zip(tags, ("input", "restored"), CLEAN[:2, :, :24], strict=True):
+        assert f'alt="{name}" width="420" height="315"' in tag
+        assert base64.b64encode(pictures.to_bytes(image, "JPEG")).decode() in tag
+    large = pictures.divided(torch.rand(3, 1000, 10), torch.rand(3, 1000, 10))
+    with Image.open(io.BytesIO(base64.b64decode(large.split("base64,")[1].split('"')[0]))) as seen:
+        assert seen.size == (8, 768)

@@ -1,0 +1,147 @@
+"""What took long to make, kept as one closed file on Drive for the machine of the next session.
+
+The copy is a tar that ends in the SHA-256 of all that stands before it: it is unpacked only when
+every byte is as it was written. Nothing here stops a run: a problem is told, and the thing made
+anew. Drive can hang, so each of its answers has a limit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tarfile
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Thread
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+DIGEST_BYTES = 32
+ANSWER_S = 300.0  # for one copy; at 10 MB/s that is 3 GB
+
+
+def keep(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) -> None:
+    """Copy a finished file or folder to Drive, unless its copy is there.
+
+    Args:
+        made: whole, and never changed again.
+        drive: the folder there, in one that exists; None keeps nothing.
+    """
+    if drive is None:
+        return
+    try:
+        with TemporaryDirectory(dir=made.parent, ignore_cleanup_errors=True) as folder:
+            sealed = Path(folder) / f"{made.name}.tar"
+            if not _within(timeout_s, (drive / sealed.name).is_file):
+                _seal(made, sealed)
+                _within(timeout_s, _copy_to_drive, sealed, drive)
+                print(f"{made.name} is kept in {drive}: the next session takes it from there.")
+    except OSError as error:
+        print(f"{made.name}: no copy in {drive} ({error}); a session on another machine makes it "
+              "anew.")
+
+
+def take_back(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) -> bool:
+    """Bring to this disk what an earlier session kept.
+
+    Args:
+        made: its place here, where nothing is yet.
+        drive: the folder there; None has nothing.
+
+    Returns:
+        Whether `made` is there now; False where Drive has no whole copy.
+    """
+    if drive is None:
+        return False
+    try:
+        made.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=made.parent, ignore_cleanup_errors=True) as folder:
+            sealed = Path(folder) / f"{made.name}.tar"
+            if not _within(timeout_s, _copy_from_drive, drive / sealed.name, sealed):
+                return False
+            with tarfile.open(sealed) as tar:
+                tar.extractall(folder, filter="data")
+            (Path(folder) / made.name).replace(made)
+    except (OSError, tarfile.TarError) as error:
+        print(f"{made.name}: not taken from {drive} ({error}); it is made anew.")
+        return False
+    print(f"{made.name} is taken from {drive}.")
+    return True
+
+
+def is_kept(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) -> bool:
+    """Whether Drive has a copy; whether it is whole shows when it is taken back."""
+    try:
+        return drive is not None and _within(timeout_s, (drive / f"{made.name}.tar").is_file)
+    except OSError:
+        return False
+
+
+def _seal(made: Path, sealed: Path) -> None:
+    with tarfile.open(sealed, "w") as tar:
+        tar.add(made, made.name)
+    digest = _digest(sealed, sealed.stat().st_size)
+    with sealed.open("ab") as file:
+        file.write(digest)
+
+
+def _is_whole(sealed: Path) -> bool:
+    content_bytes = max(0, sealed.stat().st_size - DIGEST_BYTES)
+    with sealed.open("rb") as file:
+        file.seek(content_bytes)
+        return file.read() == _digest(sealed, content_bytes)
+
+
+def _digest(path: Path, count: int) -> bytes:
+    """SHA-256 of the first `count` bytes of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while count and (piece := file.read(min(count, 2**20))):
+            digest.update(piece)
+            count -= len(piece)
+    return digest.digest()
+
+
+def _copy_to_drive(sealed: Path, drive: Path) -> None:
+    """Copy, read back and rename."""
+    drive.mkdir(exist_ok=True)  # not its parents: where Drive is gone they would be local
+    partial = _partial(drive / sealed.name)
+    shutil.copyfile(sealed, partial)
+    if not _is_whole(partial):
+        raise OSError("what was read back differs from what was written")
+    partial.replace(drive / sealed.name)
+
+
+def _copy_from_drive(copy: Path, sealed: Path) -> bool:
+    """Copy and compare; a damaged copy gives its name up, and the next one is written over it."""
+    if not copy.is_file():
+        return False
+    shutil.copyfile(copy, sealed)
+    if not _is_whole(sealed):
+        copy.replace(_partial(copy))
+        raise OSError("its copy there is damaged")
+    return True
+
+
+def _partial(copy: Path) -> Path:
+    return copy.with_name(copy.name + ".part")
+
+
+def _within(timeout_s: float, work: Callable[..., Result], *arguments: Any) -> Result:
+    """Do it in a thread that is left behind if it hangs: nothing can interrupt a dead Drive."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    try:
+        return future.result(timeout_s)
+    except TimeoutError as error:
+        raise TimeoutError(str(error) or f"no answer within {timeout_s:g} s") from error
