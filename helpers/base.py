@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -22,11 +25,12 @@ PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")  # in the orde
 
 
 @torch.no_grad()
-def embed_prompt(base: str, prompt: str, cache_dir: Path | None = None) -> Tensor:
+def embed_prompt(base: str, prompt: str, caches: Sequence[Path | None] = ()) -> Tensor:
     """Embed a sentence with the base's text encoder.
 
     Args:
-        cache_dir: keeps the result; once it is there, no text encoder is loaded any more.
+        caches: folders that keep the result, such as this disk and Drive; once one of them has it,
+            no text encoder is loaded any more. One that fails is passed over.
 
     Returns:
         (1, tokens, width) float32.
@@ -35,9 +39,10 @@ def embed_prompt(base: str, prompt: str, cache_dir: Path | None = None) -> Tenso
         ValueError: a base without text encoder, or a sentence longer than it can read.
         RuntimeError: the hub did not give the text encoder.
     """
-    path = cache_dir / embedding_name(base, prompt) if cache_dir else None
-    if path and path.exists():
-        return load_file(path)["prompt_embedding"]
+    paths = [folder / embedding_name(base, prompt) for folder in caches if folder]
+    for path in paths:
+        with suppress(OSError, SafetensorError, KeyError):
+            return load_file(path)["prompt_embedding"]
     tokenizer = CLIPTokenizer.from_pretrained(_base_folder(base, "tokenizer"))
     length = tokenizer.model_max_length
     tokens = tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt")
@@ -45,9 +50,19 @@ def embed_prompt(base: str, prompt: str, cache_dir: Path | None = None) -> Tenso
         raise refused("prompt", f"{length} tokens at most", len(tokens.input_ids[0]), "shorten it")
     encoder = load_network(CLIPTextModel, base, "text_encoder").float().eval()
     embedding = encoder(tokens.input_ids).last_hidden_state
-    if path:
-        write_whole(path, save({"prompt_embedding": embedding}))
+    for path in paths:
+        with suppress(OSError):
+            write_whole(path, save({"prompt_embedding": embedding}))
     return embedding
+
+
+def is_embedded(base: str, prompt: str, caches: Sequence[Path | None]) -> bool:
+    """Whether one of the caches has the sentence already."""
+    for path in (folder / embedding_name(base, prompt) for folder in caches if folder):
+        with suppress(OSError):
+            if path.is_file():
+                return True
+    return False
 
 
 def embedding_name(base: str, prompt: str) -> str:
@@ -76,7 +91,12 @@ def load_network(kind: type, base: str, part: str, **options: Any) -> Any:
     """
     folder = _base_folder(base, part)
     variant = "fp16" if any(folder.glob("*.fp16.safetensors")) else None
-    return kind.from_pretrained(folder, variant=variant, use_safetensors=True, **options)
+    network, report = kind.from_pretrained(folder, variant=variant, use_safetensors=True,
+                                           output_loading_info=True, **options)
+    if report["missing_keys"]:  # they would be random
+        raise refused(f"{part} of {base}", "all its weights", f"none for "
+                      f"{sorted(report['missing_keys'])[:3]}", "use another base or newer packages")
+    return network
 
 
 def read_alpha_bar(base: str, timestep: int) -> float:

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from threading import Thread
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .config import Config
 from .files import write_whole
+from .patience import within
 from .sealed import (
     damage_named,
     read_metadata,
@@ -41,7 +40,6 @@ BINDING = ("model.base", "model.timestep", "model.unet_rank", "model.vae_rank", 
            "data.source", "data.size_px", "data.train_images", "run.seed")
 
 Found = tuple[list[tuple[int, Path]], list[str]]  # files with their step, and lines on the others
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ def newest(folders: Iterable[Path], *,
     found, passed_over = _find(folders, timeout_s)
     for _, path in found:
         try:
-            return _within(timeout_s, load, path), passed_over
+            return within(timeout_s, load, path), passed_over
         except (OSError, ValueError) as error:
             passed_over.append(_line(path, error))
     return None, passed_over
@@ -141,7 +139,7 @@ def read_history(folders: Iterable[Path], *, timeout_s: float = 120.0) -> list[d
     """The records of the newest checkpoint, without its tensors; [] where there is none."""
     for _, path in _find(folders, timeout_s)[0]:
         with suppress(OSError, ValueError):
-            return _within(timeout_s, _read_history, path)
+            return within(timeout_s, _read_history, path)
     return []
 
 
@@ -279,7 +277,7 @@ def _find(folders: Iterable[Path], timeout_s: float) -> Found:
     passed_over: list[str] = []
     for folder in folders:
         try:
-            steps, lines = _within(timeout_s, _read_steps, folder)
+            steps, lines = within(timeout_s, _read_steps, folder)
         except TimeoutError as error:
             steps, lines = [], [_line(folder, error)]
         found, passed_over = found + steps, passed_over + lines
@@ -296,23 +294,6 @@ def _read_steps(folder: Path) -> Found:
         except (OSError, ValueError) as error:
             passed_over.append(_line(path, error))
     return found, passed_over
-
-
-def _within(timeout_s: float, work: Callable[[Path], Result], path: Path) -> Result:
-    """Do it in a thread that is left behind if it hangs: nothing can interrupt a dead Drive."""
-    future: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work(path))
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=run, daemon=True).start()
-    try:
-        return future.result(timeout_s)
-    except TimeoutError as error:
-        raise TimeoutError(str(error) or f"no answer within {timeout_s:g} s") from error
 
 
 def _line(path: Path, error: Exception) -> str:

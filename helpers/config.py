@@ -14,6 +14,8 @@ from .files import write_whole
 ASSETS = Path(__file__).parent / "assets"
 TINY_BASE = "tiny-sd-turbo"  # ours, embedded in helpers/assets
 SD_TURBO = "stabilityai/sd-turbo"
+NO_FILE_NAMES = {"con", "prn", "aux", "nul", *(f"{device}{number}" for device in ("com", "lpt")
+                                               for number in range(1, 10))}  # on Windows
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _text(self, "name")
-        if not all(c.isalnum() or c in "-_." for c in self.name) or self.name.startswith("."):
-            raise refused("run.name", "letters, digits, '-', '_' and '.'", self.name, "rename it")
+        whole = self.name.strip(".") == self.name and all(c.isalnum() or c in "-_."
+                                                          for c in self.name)
+        if not whole or self.name.split(".")[0].lower() in NO_FILE_NAMES:
+            raise refused("run.name", "letters, digits, '-', '_' and '.' within, and no name that "
+                          "Windows keeps to itself", self.name, "rename it")
         _number(self, "seed", 0, 2**31 - 1)
         _number(self, "save_every_steps", 1, 1_000_000)
         _number(self, "save_every_s", 1, 86_400)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torchvision
 
-from .base import PARTS, embedding_name, part_files
+from .base import PARTS, is_embedded, part_files
 from .config import TINY_BASE, Config
 from .keep import is_kept
 from .losses import CLIP_FILES, CLIP_NAME
@@ -44,7 +45,7 @@ class Downloads:
                           f"at {LINK_BYTES_PER_S / 1e6:.0f} MB/s", *rows])
 
 
-def plan(config: Config, *, faces: Path, cache_dir: Path,
+def plan(config: Config, *, faces: Path, caches: Sequence[Path | None] = (),
          drive: Path | None = None) -> Downloads:
     """Ask the hub for the sizes of all that a run will fetch and this machine does not have.
 
@@ -53,7 +54,7 @@ def plan(config: Config, *, faces: Path, cache_dir: Path,
 
     Args:
         faces, drive: the folder of prepared faces and of its copies, as for `data.prepare`.
-        cache_dir: of the embedded prompt, as for `SplatEnhancer.from_pretrained`.
+        caches: of the embedded prompt, as for `SplatEnhancer.from_pretrained`.
 
     Returns:
         By origin, only what is missing; streamed images are estimated.
@@ -62,7 +63,7 @@ def plan(config: Config, *, faces: Path, cache_dir: Path,
     streams = (config.data.source == "celeba-hq" and not made.is_dir()
                and not is_kept(made, drive))
     sizes = {name: _missing(name, fetches)
-             for name, fetches in _repositories(config, cache_dir, streams)}
+             for name, fetches in _repositories(config, caches, streams)}
     if streams:
         sizes[f"{CELEBA_HQ} (about)"] = streamed_images(config) * IMAGE_BYTES
     sizes |= _torchvision_weights(config)
@@ -75,10 +76,11 @@ def streamed_images(config: Config) -> int:
     return round(wanted) + READ_AHEAD_IMAGES
 
 
-def _repositories(config: Config, cache_dir: Path, streams: bool) -> list[Wanted]:
+def _repositories(config: Config, caches: Sequence[Path | None],
+                  streams: bool) -> list[Wanted]:
     base, wanted = config.model.base, []
     if base != TINY_BASE:
-        embedded = (cache_dir / embedding_name(base, config.model.prompt)).exists()
+        embedded = is_embedded(base, config.model.prompt, caches)
         parts = [part for part in PARTS if not (embedded and part in TEXT_PARTS)]
         wanted.append((base, tuple(part_files(part) for part in parts)))
     if streams:

@@ -97,6 +97,7 @@ def load(name: str | Path, *, device: torch.device | str = "cpu",
 
     Raises:
         ValueError: no export there, a damaged one, or one that does not fit its base.
+        RuntimeError: the hub did not give the base.
     """
     card, tensors = read(_fetch(name))
     if dtype is None:

@@ -10,14 +10,11 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tarfile
-from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
-from typing import Any, TypeVar
 
-Result = TypeVar("Result")
+from .files import write_whole
+from .patience import within
 
 DIGEST_BYTES = 32
 ANSWER_S = 300.0  # for one copy; at 10 MB/s that is 3 GB
@@ -35,9 +32,9 @@ def keep(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) -> None
     try:
         with TemporaryDirectory(dir=made.parent, ignore_cleanup_errors=True) as folder:
             sealed = Path(folder) / f"{made.name}.tar"
-            if not _within(timeout_s, (drive / sealed.name).is_file):
+            if not within(timeout_s, (drive / sealed.name).is_file):
                 _seal(made, sealed)
-                _within(timeout_s, _copy_to_drive, sealed, drive)
+                within(timeout_s, _copy_to_drive, sealed, drive)
                 print(f"{made.name} is kept in {drive}: the next session takes it from there.")
     except OSError as error:
         print(f"{made.name}: no copy in {drive} ({error}); a session on another machine makes it "
@@ -60,7 +57,7 @@ def take_back(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) ->
         made.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=made.parent, ignore_cleanup_errors=True) as folder:
             sealed = Path(folder) / f"{made.name}.tar"
-            if not _within(timeout_s, _copy_from_drive, drive / sealed.name, sealed):
+            if not within(timeout_s, _copy_from_drive, drive / sealed.name, sealed):
                 return False
             with tarfile.open(sealed) as tar:
                 tar.extractall(folder, filter="data")
@@ -72,10 +69,30 @@ def take_back(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) ->
     return True
 
 
+def put(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) -> None:
+    """Copy the files of a small folder to Drive, in place of those of the same names there.
+
+    Args:
+        made: whole; what it holds is read into memory.
+        drive: the folder's own place there, in one that exists; None puts nothing.
+    """
+    def copy() -> None:
+        drive.mkdir(exist_ok=True)
+        for path in sorted(made.iterdir()):
+            write_whole(drive / path.name, path.read_bytes())
+    if drive is None:
+        return
+    try:
+        within(timeout_s, copy)
+        print(f"{made.name} is in {drive} too.")
+    except OSError as error:
+        print(f"{made.name}: no copy in {drive} ({error}); it is whole in {made}.")
+
+
 def is_kept(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) -> bool:
     """Whether Drive has a copy; whether it is whole shows when it is taken back."""
     try:
-        return drive is not None and _within(timeout_s, (drive / f"{made.name}.tar").is_file)
+        return drive is not None and within(timeout_s, (drive / f"{made.name}.tar").is_file)
     except OSError:
         return False
 
@@ -128,20 +145,3 @@ def _copy_from_drive(copy: Path, sealed: Path) -> bool:
 
 def _partial(copy: Path) -> Path:
     return copy.with_name(copy.name + ".part")
-
-
-def _within(timeout_s: float, work: Callable[..., Result], *arguments: Any) -> Result:
-    """Do it in a thread that is left behind if it hangs: nothing can interrupt a dead Drive."""
-    future: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work(*arguments))
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=run, daemon=True).start()
-    try:
-        return future.result(timeout_s)
-    except TimeoutError as error:
-        raise TimeoutError(str(error) or f"no answer within {timeout_s:g} s") from error

@@ -56,7 +56,7 @@ class Metrics:
 
 def psnr(images: Tensor, clean: Tensor) -> Tensor:
     """Peak signal-to-noise ratio (B,) in dB of (B, 3, H, W) in [0, 1]; inf for equal images."""
-    error = (images.double() - clean.double()).square().mean((1, 2, 3))
+    error = (images.cpu().double() - clean.cpu().double()).square().mean((1, 2, 3))
     return -10 * error.log10()
 
 
@@ -66,7 +66,7 @@ def ssim(images: Tensor, clean: Tensor) -> Tensor:
     Gaussian window of 11 pixels, σ = 1.5, population covariance: the setting of the paper.
     Source: Wang et al. 2004, through scikit-image.
     """
-    pairs = zip(images.double().cpu().numpy(), clean.double().cpu().numpy(), strict=True)
+    pairs = zip(images.cpu().double().numpy(), clean.cpu().double().numpy(), strict=True)
     return torch.tensor([
         structural_similarity(a, b, data_range=1.0, channel_axis=0, gaussian_weights=True,
                               sigma=1.5, use_sample_covariance=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -56,13 +56,13 @@ class SplatEnhancer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, config: ModelConfig, *, device: torch.device | str,
-                        dtype: torch.dtype = torch.float32, cache_dir: Path | None = None,
+                        dtype: torch.dtype = torch.float32, caches: Sequence[Path | None] = (),
                         prompt_embedding: Tensor | None = None, seed: int = 0) -> SplatEnhancer:
         """Build the enhancer on the base named by the config.
 
         Args:
             dtype: of all working copies: float32 on a CPU, float16 on a GPU.
-            cache_dir: where the prompt's embedding is kept between runs.
+            caches: folders that keep the prompt's embedding between runs: this disk, Drive.
             prompt_embedding: (1, tokens, width), used instead of embedding `config.prompt`.
             seed: of the LoRA weights.
 
@@ -71,7 +71,7 @@ class SplatEnhancer(nn.Module):
             RuntimeError: the hub did not give the base.
         """
         if prompt_embedding is None:  # first: the text encoder is gone before the UNet comes
-            prompt_embedding = embed_prompt(config.base, config.prompt, cache_dir)
+            prompt_embedding = embed_prompt(config.base, config.prompt, caches)
         vae = load_network(AutoencoderKL, config.base, "vae", torch_dtype=dtype)
         unet = load_network(UNet2DConditionModel, config.base, "unet", torch_dtype=dtype)
         alpha_bar = read_alpha_bar(config.base, config.timestep)

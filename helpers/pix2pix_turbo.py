@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ ENCODER_LORA = re.compile(r"vae\.encoder\..*\.lora_[AB]\.vae_skip\.weight")
 
 def from_pix2pix_turbo(path: str | Path, config: ModelConfig, *,
                        device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-                       cache_dir: Path | None = None, prompt_embedding: Tensor | None = None,
+                       caches: Sequence[Path | None] = (), prompt_embedding: Tensor | None = None,
                        ) -> tuple[SplatEnhancer, list[str]]:
     """Load what pix2pix-turbo's `save_model` wrote.
 
@@ -35,7 +36,7 @@ def from_pix2pix_turbo(path: str | Path, config: ModelConfig, *,
     Args:
         path: a .pkl file; it is unpickled with weights_only, so nothing in it is executed.
         config: base, timestep and prompt; its ranks are replaced by those of the file.
-        device, dtype, cache_dir, prompt_embedding: as for `SplatEnhancer.from_pretrained`.
+        device, dtype, caches, prompt_embedding: as for `SplatEnhancer.from_pretrained`.
 
     Returns:
         The enhancer in evaluation mode, and the sorted names of the tensors left out.
@@ -57,7 +58,7 @@ def from_pix2pix_turbo(path: str | Path, config: ModelConfig, *,
     unused = sorted(filter(ENCODER_LORA.fullmatch, tensors))
     used = {name: tensor for name, tensor in tensors.items() if name not in unused}
     own = _to_own_names(used, config.vae_rank)
-    model = SplatEnhancer.from_pretrained(config, device=device, dtype=dtype, cache_dir=cache_dir,
+    model = SplatEnhancer.from_pretrained(config, device=device, dtype=dtype, caches=caches,
                                           prompt_embedding=prompt_embedding)
     model.load_trained(own)
     if faults := [n for n, p in model.trainable().items() if not p.isfinite().all()]:

@@ -136,7 +136,8 @@ class Publisher:
     def _pass_fence(self) -> None:
         """Take the folder over, once; afterwards stop for good when another session has."""
         if self._fence is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            for place in (self.folder.parent, self.folder):  # not the one above: an unmounted
+                place.mkdir(exist_ok=True)  # Drive would become a folder on this disk
             fence = Fence(self.folder)
             if line := fence.take_over():
                 self._lines.put(line)

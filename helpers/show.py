@@ -196,9 +196,8 @@ class LiveTraining:
 
     def __init__(self, config: Config, model: SplatEnhancer, clean: Tensor, degraded: Tensor, *,
                  folders: Sequence[Path | None] = ()) -> None:
-        saved, _ = checkpoint.newest([folder for folder in folders if folder])
         self.config, self.model = config, model
-        self.history = list(saved.history) if saved else []
+        self.history = checkpoint.read_history([folder for folder in folders if folder])
         self.clean, self.degraded = clean, degraded
         self.bar = Bar(total=config.optim.steps, initial=len(self.history), desc="training",
                        unit="step")

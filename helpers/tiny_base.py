@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, mse_loss
 from tqdm.auto import tqdm
@@ -143,6 +144,10 @@ def write_text_encoder(out: Path, seed: int) -> Tensor:
         bos_token_id=len(tokens) - 2, eos_token_id=len(tokens) - 1, pad_token_id=len(tokens) - 1))
     encoder = encoder.half()
     encoder.save_pretrained(out / "text_encoder", variant="fp16")
+    path = out / "text_encoder" / "model.fp16.safetensors"
+    tensors = {f"text_model.{name.removeprefix('text_model.')}": tensor
+               for name, tensor in load_file(path).items()}
+    save_file(tensors, path, {"format": "pt"})  # as transformers 4 names them; 5 reads both
     tokens = tokenizer(ModelConfig().prompt, padding="max_length", truncation=True, max_length=77,
                        return_tensors="pt").input_ids
     with torch.no_grad():

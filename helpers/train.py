@@ -127,12 +127,18 @@ def _session(config: Config, model: SplatEnhancer, faces: Faces, folder: Path, d
     with claim(folder) as claimed, closing(Publisher(drive)) as publisher, StopRequests() as stop:
         trainer = resume(config, model, folder=folder, drive=drive)
         autosave = Autosave(trainer, folder, publisher, claimed)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()  # what came before is not training's
         numbers = batch_numbers(trainer.step, optim.steps, optim)
         model.train()
         with closing(load_batches(faces, numbers, seed=config.run.seed, batch=optim.batch,
                                   workers=workers)) as batches:
             try:
                 yield trainer, batches, autosave, stop
+            except torch.OutOfMemoryError as error:
+                error.add_note("Set optim.memory to 'lean', or halve optim.batch and double "
+                               "optim.accumulate: the run goes on either way.")
+                raise
             finally:
                 autosave.finish()
         if stop.asked:

@@ -60,7 +60,7 @@ class Trainer:
     def restore(self, saved: Checkpoint) -> None:
         """Take over a checkpoint; ValueError if it belongs to other settings."""
         refuse_other_run(saved, self.config)
-        own = {k.removeprefix("model/"): t for k, t in saved.tensors.items() if k[:6] == "model/"}
+        own = saved.trained
         self.model.load_trained(own)
         self.optimiser.state.clear()
         for name, p in self.masters.items():

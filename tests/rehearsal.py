@@ -89,7 +89,7 @@ def rehearsal_config(folder: Path, steps: int) -> Config:
 def build(folder: Path, dtype: torch.dtype = torch.float32) -> SplatEnhancer:
     """The enhancer by the real loading code."""
     return SplatEnhancer.from_pretrained(rehearsal_config(folder, 1).model, device="cpu",
-                                         dtype=dtype, cache_dir=folder / "run")
+                                         dtype=dtype, caches=[folder / "run"])
 
 
 def save_once(folder: Path) -> dict:

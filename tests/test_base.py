@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from helpers.base import embed_prompt, read_alpha_bar
@@ -22,8 +23,10 @@ def full_base(tmp_path_factory):
     shutil.copytree(GOLDEN_BASE, folder, dirs_exist_ok=True)
     letters = "abcdefghijklmnopqrstuvwxyz',."
     words = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer({word: i for i, word in enumerate(words)}, [], model_max_length=77)
-    tokenizer.save_pretrained(folder / "tokenizer")
+    files = folder / "vocab.json", folder / "merges.txt"  # every version takes these
+    files[0].write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    files[1].write_text("#version: 0.2\n")
+    CLIPTokenizer(*map(str, files), model_max_length=77).save_pretrained(folder / "tokenizer")
     CLIPTextModel(CLIPTextConfig(
         vocab_size=len(words), hidden_size=32, intermediate_size=32, num_hidden_layers=1,
         num_attention_heads=2, bos_token_id=len(words) - 2, eos_token_id=len(words) - 1,
@@ -34,13 +37,31 @@ def full_base(tmp_path_factory):
 def test_cached_prompt_needs_no_text_encoder(full_base, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(full_base, base)
-    first = embed_prompt(str(base), "a face", tmp_path / "cache")
+    (tmp_path / "gone").touch()  # a cache that fails, as Drive does after hours
+    caches = [tmp_path / "gone" / "there", None, tmp_path / "cache"]
+    first = embed_prompt(str(base), "a face", caches)
     assert first.shape == (1, 77, 32) and not first.requires_grad
     shutil.rmtree(base / "text_encoder")
-    assert torch.equal(embed_prompt(str(base), "a face", tmp_path / "cache"), first)
+    assert torch.equal(embed_prompt(str(base), "a face", caches), first)
     with pytest.raises(ValueError, match="text_encoder"):
-        embed_prompt(str(base), "another face", tmp_path / "cache")
-    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".safetensors"]
+        embed_prompt(str(base), "another face", caches)
+    kept, = (tmp_path / "cache").iterdir()
+    assert kept.suffix == ".safetensors"
+    kept.write_bytes(kept.read_bytes()[:-9])  # no good any more: embedded anew
+    assert torch.equal(embed_prompt(str(full_base), "a face", [None]), first)
+    with pytest.raises(ValueError, match="text_encoder"):
+        embed_prompt(str(base), "a face", caches)
+
+
+def test_a_network_without_all_its_weights_is_refused(full_base, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(full_base, base)
+    path = base / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors[next(name for name in tensors if "fc1.bias" in name)]
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"text_encoder of .*expected all its weights, got .*fc1"):
+        embed_prompt(str(base), "a face")
 
 
 def test_too_long_prompt_raises(full_base):

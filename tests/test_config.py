@@ -65,6 +65,7 @@ def test_every_field_is_frozen_and_refuses_bad_values_by_its_name(path, entry):
 @pytest.mark.parametrize(("changes", "named"), [
     ({"data.size_px": 100}, r"data\.size_px: expected a multiple of 64"),
     ({"run.name": "a/b"}, r"run\.name"), ({"run.name": "../up"}, r"run\.name"),
+    ({"run.name": "run."}, r"run\.name"), ({"run.name": "Com1.x"}, r"run\.name"),
     ({f"loss.{name}": 0 for name in ("l1", "lpips", "gram", "clip")}, "at least one weight"),
     ({"data.nothing": 1}, r"data\.nothing"), ({"nothing.steps": 1}, r"nothing\.steps"),
     ({"steps": 1}, "section.field"), ({"preset": "t4"}, "section.field"), ({"data": {}}, "data"),

@@ -90,7 +90,7 @@ def read_rows(count: int) -> tuple[int, str]:
 
 def plan(folder: str) -> dict[str, int | str]:
     config = preset("t4").with_({"loss.pretrained": False})
-    return downloads.plan(config, faces=Path(folder), cache_dir=Path(folder)).sizes
+    return downloads.plan(config, faces=Path(folder), caches=[Path(folder)]).sizes
 
 
 @pytest.fixture(scope="module")

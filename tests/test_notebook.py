@@ -71,10 +71,11 @@ def test_the_executed_copy_is_small_quiet_and_without_widget_state(executed_twic
 
 
 def test_pictures_carry_a_text_for_those_who_cannot_see_them(executed_twice):
-    pictures = [o for cell in code_cells(executed_twice[1][0]) for o in cell.outputs
-                if "image/jpeg" in o.get("data", {})]
-    assert len(pictures) == 6
-    assert all(o.metadata.get("image/jpeg", {}).get("alt") for o in pictures)
+    pages = "".join(o.get("data", {}).get("text/html", "")
+                    for cell in code_cells(executed_twice[1][0]) for o in cell.outputs)
+    pictures = re.findall("<img [^>]*>", pages)
+    assert len(pictures) == 7  # five grids, and two under the divider
+    assert all(re.search('alt="[^"]+"', tag) for tag in pictures)
 
 
 def test_the_random_metric_is_named_as_such(executed_twice):
