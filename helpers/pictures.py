@@ -106,10 +106,11 @@ def divided(before: Tensor, after: Tensor, names: tuple[str, str] = ("input", "r
     shown = [to_bytes(_shrunk(image), "JPEG") for image in (before, after)]
     first, second = (to_tag(j, name, size=size) for j, name in zip(shown, names, strict=True))
     left, right = map(html.escape, names)
-    # Without suppressed shortcuts, JupyterLab would move its cells by the arrow keys
-    return (f'{DIVIDER}<div class="divided" data-lm-suppress-shortcuts="true">{first} {second}'
-            f'<i></i><input type="range" step="any" aria-label="from {left} to {right}" '
-            """oninput="this.parentNode.style.setProperty('--at', this.value + '%')"></div>"""
+    # JupyterLab would take the arrow keys for itself; it may have those with Ctrl
+    return (f'{DIVIDER}<div class="divided">{first} {second}<i></i>'
+            f'<input type="range" step="any" aria-label="from {left} to {right}" '
+            """oninput="this.parentNode.style.setProperty('--at', this.value + '%')" """
+            'onkeydown="event.ctrlKey || event.metaKey || event.stopPropagation()"></div>'
             f"<div>left {left}, right {right}: drag over the picture, or use the arrow keys</div>")
 
 

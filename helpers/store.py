@@ -81,7 +81,8 @@ class PartialStore:
         with self._told():
             shutil.rmtree(faces, ignore_errors=True)
             groups = [datasets.Dataset.from_file(str(path)) for path in self.groups]
-            datasets.concatenate_datasets(groups).save_to_disk(faces)
+            with _without_bars():  # there is one for the faces already
+                datasets.concatenate_datasets(groups).save_to_disk(faces)
             digests = {path.name: _sha256(path, flush=True) for path in sorted(faces.iterdir())}
             contents = {"skipped": self.place.skipped, "sha256": digests}
             write_whole(faces / CONTENTS, json.dumps(contents, indent=2).encode())
@@ -157,3 +158,14 @@ def _sha256(path: Path, *, flush: bool = False) -> str:
         if flush:
             os.fsync(file.fileno())
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

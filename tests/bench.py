@@ -19,20 +19,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from helpers import budget
+from helpers.autosave import Autosave
 from helpers.avatars import render_avatar
-from helpers.config import DegradeConfig, preset, refused
+from helpers.claim import claim
+from helpers.config import Config, DegradeConfig, preset, refused
 from helpers.degrade import AMOUNTS, degrade
 from helpers.files import write_whole
 from helpers.gaussians import LIMIT
 from helpers.model import SplatEnhancer
+from helpers.publish import Publisher
 from helpers.resplat import DEFECTS, FEWEST, gaussian_count
+from helpers.train import resume
+from helpers.trainer import Trainer
 from tests import rehearsal
 
 FILE = Path(__file__).resolve().parent.parent / "results" / "benchmark.json"
@@ -168,7 +174,61 @@ def enhance_demo(rounds: int = 12) -> Figures:
     return {"enhance_images_per_s_demo": len(degraded) / statistics.median(times)}
 
 
-MEASURES = (machine, degradation, sliders, training_budget, full_size, enhance_demo)
+class TrueShapes(nn.Module):
+    """What a trainer sees of the enhancer on SD-Turbo: its trained tensors, and nothing frozen."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        named = budget.build_on_meta(config, torch.float16)[0].trainable().items()
+        self.tensors = {name: nn.Parameter(torch.randn(p.shape).half()) for name, p in named}
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """As `SplatEnhancer.trainable`."""
+        return self.tensors
+
+    @torch.no_grad()
+    def load_trained(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """As `SplatEnhancer.load_trained`."""
+        for name, value in tensors.items():
+            self.tensors[name].copy_(value)
+
+
+def long_run(config: Config, steps: int = 1_000) -> Trainer:
+    """A trainer at SD-Turbo's shapes with AdamW's moments and the history of so many steps."""
+    trainer = Trainer(config, TrueShapes(config))
+    for master in trainer.masters.values():
+        master.grad = torch.randn_like(master)
+    trainer.optimiser.step()
+    trainer.optimiser.zero_grad()
+    losses = dict.fromkeys(("l1", "lpips", "gram", "clip", "total"), 0.1234567)
+    record = {"step": 1, "losses": losses, "learning_rate": 5e-5, "gradient_norm": 1.0,
+              "skipped": False, "seconds": 1.5, "images_per_s": 1.3, "peak_gib": 9.8}
+    trainer.step, trainer.history = steps, [record | {"step": i + 1} for i in range(steps)]
+    return trainer
+
+
+def checkpoints() -> Figures:
+    """A save and a resume (claim, find, verify, load, restore) at SD-Turbo's shapes."""
+    config = preset("t4").with_({"optim.steps": 2_000, "loss.clip": 0.0})
+    trainer = long_run(config)
+    with tempfile.TemporaryDirectory() as name:
+        folder, saves = Path(name), []
+        with claim(folder) as claimed:
+            autosave = Autosave(trainer, folder, Publisher(None), claimed)
+            for _ in range(7):
+                trainer.step += 1
+                trainer.history.append(trainer.history[-1] | {"step": trainer.step})
+                saves.append(seconds(autosave.save))
+
+        def again() -> None:
+            with claim(folder) as claimed:
+                resumed = resume(config, trainer.model, folder=folder)
+                Autosave(resumed, folder, Publisher(None), claimed)
+        resumes = [seconds(again) for _ in range(3)]
+    return {"checkpoint_save_s": statistics.median(saves), "resume_s": statistics.median(resumes)}
+
+
+MEASURES = (machine, degradation, sliders, training_budget, full_size, checkpoints, enhance_demo)
 
 
 def keep(figures: Figures, file: Path = FILE) -> None:

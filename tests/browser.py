@@ -129,9 +129,9 @@ class Page:
     def heights(self) -> dict[str, float]:
         """What each code cell shows takes so many pixels from top to bottom, by its title."""
         rows = self.page.locator(self.cell).evaluate_all(
-            "(all, area) => all.map(cell => [cell.textContent.match(/#@title ([\\w ,]+)/)[1], "
-            "cell.querySelector(area).getBoundingClientRect().height])", self.area)
-        return dict(rows)
+            "(all, [line, area]) => all.map(cell => [cell.querySelector(line).textContent, "
+            "cell.querySelector(area).getBoundingClientRect().height])", [self.line, self.area])
+        return {re.sub(r"#@title |\{.*", "", title).strip(): height for title, height in rows}
 
     def contrasts(self) -> list[tuple[float, str]]:
         """The contrast (1 to 21) of each text in the outputs with what lies behind it."""
