@@ -225,7 +225,7 @@ def _settings(folder, **changes):
     (lambda f: (f / CARD).write_text("[1]"), "format splat-enhancer-export-1, got 'list'"),
     (lambda f: rewrite(f, format="splat-enhancer-1"), "format splat-enhancer-export-1"),
     (lambda f: rewrite(f, file="../other.safetensors"), "file splat_enhancer.safetensors"),
-    (lambda f: rewrite(f, file=f"/tmp/{WEIGHTS}"), "file splat_enhancer.safetensors"),
+    (lambda f: rewrite(f, file=f"/elsewhere/{WEIGHTS}"), "file splat_enhancer.safetensors"),
     (lambda f: rewrite(f, sha256=None), "sha256"),
     (lambda f: rewrite(f, sha256="0" * 64), "sha256 0000"),
     (lambda f: rewrite(f, model=None), "model settings"),
