@@ -91,6 +91,15 @@ def as_changes(settings: DegradeConfig) -> dict[str, float]:
     return {f"degrade.{name}": value for name, value in dataclasses.asdict(settings).items()}
 
 
+def in_words(kept: DegradeConfig | None, otherwise: DegradeConfig) -> str:
+    """Which damage applies: `otherwise`, the form's, or what was kept and where the two differ."""
+    if kept is None:
+        return "the form's damage"
+    form, kept = dataclasses.asdict(otherwise), dataclasses.asdict(kept)
+    changed = [f"{name}={value:g}" for name, value in kept.items() if value != form[name]]
+    return f"your own damage; other than in the form: {', '.join(changed) or 'nothing'}"
+
+
 def keep_damage(settings: DegradeConfig | None, folders: Sequence[Path | None],
                 say: Callable[[str], None] = print) -> None:
     """Write settings to `damage.json` in every folder, whole or not at all.

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .config import DataConfig, refused
 from .keep import keep, take_back
+from .progress import Bar
 from .regions import FaceParser
 from .sources import (
     IMAGE_ERRORS,
@@ -81,7 +81,7 @@ class Faces:
 
 def prepare(config: DataConfig, folder: Path, *, device: torch.device | str = "cpu", seed: int = 0,
             drive: Path | None = None,
-            progress: Callable[..., Iterable[Row]] | None = tqdm,
+            progress: Callable[..., Iterable[Row]] | None = Bar,
             rows: Iterable[Row] | None = None, parse: Parser | None = None) -> Faces:
     """Make the Arrow folder of a data config once; later calls only check and open it.
 

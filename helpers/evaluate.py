@@ -22,6 +22,7 @@ from .degrade import degrade
 from .files import write_whole
 from .fit import GAUSSIANS, STEPS, fitted_pairs
 from .metrics import Metrics
+from .progress import Bar
 
 HELD_OUT_SEED = 900_000  # image i of the test set is degraded by this seed plus i
 PACKAGES = ("torch", "torchvision", "diffusers", "peft", "transformers", "lpips", "scikit-image",
@@ -41,7 +42,8 @@ def held_out_pairs(config: Config, faces: Faces, *, device: torch.device | str,
         indices: which faces of the test set; None is all of them.
     """
     wanted = list(range(len(faces.test)) if indices is None else indices)
-    for group in (wanted[i:i + batch] for i in range(0, len(wanted), batch)):
+    groups = [wanted[i:i + batch] for i in range(0, len(wanted), batch)]
+    for group in Bar(groups, desc="Held-out faces", unit="batch", delay=2):
         clean, regions = (x.to(device) for x in faces.load("test", group))
         seeds = torch.tensor([HELD_OUT_SEED + i for i in group])
         yield clean, degrade(clean, regions, config.degrade, seeds)

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from .config import refused
 from .data import to_tensor
 from .draws import Draws
 from .files import write_whole
 from .gaussians import LIMIT, Gaussians, describe
+from .progress import Bar
 from .splat import drawing_device, rasterise
 
 GAUSSIANS = 2_000  # at 512 px each paints 130 pixels: strands and lashes merge; 500 at 128 px
@@ -72,7 +72,7 @@ def fit_splats(image: Tensor, gaussians: int, steps: int, *, seeds: Tensor,
 
 def fitted_pairs(clean: Iterable[Tensor], folder: Path, *, gaussians: int = GAUSSIANS,
                  steps: int = STEPS, first_seed: int = FIRST_SEED, batches: int | None = None,
-                 progress: Callable[..., Iterable[Tensor]] | None = tqdm,
+                 progress: Callable[..., Iterable[Tensor]] | None = Bar,
                  ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield pictures with their underfitted renders; renders are kept, and made only once.
 

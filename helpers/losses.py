@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .config import LossConfig, refused
-from .perceptual import load_lpips, load_or_explain, vgg_distances
+from .perceptual import load_lpips, load_or_explain, perceptual_name, vgg_distances
 from .snapshots import TRANSFORMERS_WEIGHTS, fetch
 
 CLIP_NAME = "openai/clip-vit-base-patch32"
@@ -46,6 +46,17 @@ class EnhancerLoss(nn.Module):
             self.lpips.net.to(dtype)
         if config.clip:
             self.clip = load_clip(clip_name).to(device, dtype)
+
+    def describe(self) -> str:
+        """The weighted sum, and which VGG16 sees what of each image."""
+        names = {"l1": "L1", "lpips": "LPIPS", "gram": "Gram", "clip": "CLIP"}
+        weighted = " + ".join(f"{weight:g} × {label}" for name, label in names.items()
+                              if (weight := getattr(self.config, name)))
+        if self.lpips is None:
+            return weighted
+        side = self.config.vgg_view_px
+        view = f"a random square of {side} px" if side else "the whole image"
+        return f"{weighted}; VGG16 ({perceptual_name(self.config)}) sees {view}"
 
     def train(self, mode: bool = True) -> EnhancerLoss:
         """Stay in evaluation mode: LPIPS's heads hold a dropout that would make the loss random."""

@@ -1,9 +1,8 @@
-"""Pictures for the notebook: grids and live training. Only this module knows IPython."""
+"""Pictures for the notebook: grids, curves and live training."""
 
 from __future__ import annotations
 
 import dataclasses
-import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
 from torch import Tensor
-from tqdm.std import tqdm
 
 from . import checkpoint
 from .config import Config, DegradeConfig
@@ -35,11 +33,11 @@ from .pictures import (
     to_bytes,
     to_tag,
 )
+from .progress import Bar
 from .regions import REGIONS
 from .train import Record
 
 _NO_SLOT = SimpleNamespace(update=lambda _: None)  # where there is no notebook
-_BAR = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 GROUPS = tuple(stage.name for stage in STAGES if len(stage.amounts) > 1)  # regions, splat
 
 
@@ -131,19 +129,20 @@ def training_curve(history: Sequence[Mapping[str, Any]], title: str = "") -> Fig
 def _draw_curve(figure: FigureBase, history: Sequence[Mapping[str, Any]], title: str = "") -> None:
     axis = figure.subplots()
     steps = [record["step"] for record in history]
+    floor = 0.05 * min((record["losses"]["total"] for record in history), default=0)
     for name in history[0]["losses"] if history else ():
         values = torch.tensor([record["losses"][name] for record in history])
         width = max(1, len(values) // 30)
         padded = torch.nn.functional.pad(values[None, None], (width // 2, (width - 1) // 2),
                                          mode="replicate")
         smooth = torch.nn.functional.avg_pool1d(padded, width, 1)[0, 0]
-        line, = axis.plot(steps, smooth, label=name, linewidth=1.8)
+        label = name if values.max() > floor else f"{name} (below)"  # a term that does nothing
+        line, = axis.plot(steps, smooth, label=label, linewidth=1.8)
         axis.plot(steps, values, color=line.get_color(), alpha=0.25, linewidth=0.7)
     axis.set(xlabel="step", ylabel="loss", yscale="log", title=title)
     axis.grid(alpha=0.3)
     if history:
-        lowest = min(record["losses"]["total"] for record in history)
-        axis.set_ylim(bottom=max(axis.get_ylim()[0], 0.05 * lowest))  # a term that does nothing
+        axis.set_ylim(bottom=max(axis.get_ylim()[0], floor))
         axis.legend(loc="upper right", ncols=4, fontsize=8)
 
 
@@ -166,22 +165,6 @@ def show(figure: Figure, alt: str) -> None:
 def compare(before: Tensor, after: Tensor) -> None:
     """Display two images (1, 3, H, W) in [0, 1], one over the other, with a divider to drag."""
     display(HTML(divided(before[0], after[0])))
-
-
-class Bar(tqdm):
-    """A progress bar in plain HTML: a saved notebook keeps it as it ended, a reloaded page too."""
-
-    monitor_interval = 0  # no thread that displays on its own
-
-    def __init__(self, **options: Any) -> None:
-        self.slot = display(Pretty("…"), display_id=True) or _NO_SLOT
-        super().__init__(file=io.StringIO(), mininterval=1.0, bar_format=_BAR, **options)
-
-    def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Show where it is; called by tqdm."""
-        text = html.escape(msg or str(self))
-        self.slot.update(HTML(f'<progress value="{self.n}" max="{self.total}" '
-                              f'aria-label="{self.desc}"></progress> {text}'))
 
 
 class LiveTraining:

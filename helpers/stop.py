@@ -8,6 +8,13 @@ from types import FrameType
 from typing import Any
 
 
+class Stopped(KeyboardInterrupt):
+    """A loop ended because it was asked to; a notebook shows one line instead of a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks for it
+        return [str(self)]
+
+
 class StopRequests:
     """Turns the first SIGINT (Stop button, Ctrl-C) and SIGTERM into a question a loop can ask.
 

@@ -27,7 +27,7 @@ from .degrade import degrade, draw_amounts
 from .losses import EnhancerLoss
 from .model import SplatEnhancer
 from .publish import Publisher
-from .stop import StopRequests
+from .stop import Stopped, StopRequests
 from .trainer import Trainer
 
 
@@ -74,7 +74,7 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
     """Train from where the run stands to `config.optim.steps`, saving on the way.
 
     A stop (the Stop button, Ctrl-C, SIGTERM) finishes the step, saves, and then raises
-    KeyboardInterrupt. Calling again goes on from the last save.
+    `Stopped`, a KeyboardInterrupt. Calling again goes on from the last save.
 
     Args:
         config: of the run.
@@ -142,7 +142,8 @@ def _session(config: Config, model: SplatEnhancer, faces: Faces, folder: Path, d
             finally:
                 autosave.finish()
         if stop.asked:
-            raise KeyboardInterrupt(f"stopped after step {trainer.step}, saved in {folder}")
+            raise Stopped(f"Stopped after step {trainer.step} and saved in {folder}. "
+                          "Run this cell again to go on.")
 
 
 def batch_numbers(step: int, until: int, optim: OptimConfig) -> range:

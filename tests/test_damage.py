@@ -10,7 +10,16 @@ import pytest
 
 from helpers import resplat
 from helpers.config import DegradeConfig
-from helpers.damage import DAMAGE, FILE, IMITATES, damage, damage_file, keep_damage, kept_damage
+from helpers.damage import (
+    DAMAGE,
+    FILE,
+    IMITATES,
+    damage,
+    damage_file,
+    in_words,
+    keep_damage,
+    kept_damage,
+)
 
 OWN = dataclasses.replace(DegradeConfig(), eyes=0.15, clean_share=0.0, sparsity=1.0)
 FIELDS = [field.name for field in dataclasses.fields(DegradeConfig)]
@@ -56,6 +65,15 @@ def test_without_folders_or_files_there_is_no_kept_damage(tmp_path):
     keep_damage(OWN, [None])
     for folders in ([], [None], [tmp_path, tmp_path / "none"]):
         assert kept_damage(folders) is None and damage_file(folders) is None
+
+
+def test_words_name_only_what_differs_from_the_form():
+    form = damage("light")
+    own = dataclasses.replace(form, strength=0.5, eyes=0.25)
+    assert in_words(None, form) == "the form's damage"
+    assert in_words(own, form) == \
+        "your own damage; other than in the form: strength=0.5, eyes=0.25"
+    assert in_words(form, form).endswith("other than in the form: nothing")
 
 
 def test_none_removes_what_was_kept_and_creates_nothing(tmp_path):

@@ -106,7 +106,7 @@ def kept(tmp_path, monkeypatch):
 
 def test_a_second_pass_fits_nothing_and_yields_the_same(kept):
     first, fitted = kept.run()
-    again, refitted = kept.run(progress=fit.tqdm)
+    again, refitted = kept.run(progress=fit.Bar)
     assert (fitted, refitted) == (3, 0) and torch.equal(first, again)
     exact = fit_splats(FACES, 20, 2, seeds=torch.arange(3) + fit.FIRST_SEED)
     assert (first - exact).abs().max() <= 0.5001 / 255

@@ -11,14 +11,15 @@ import pytest
 
 from helpers.__main__ import ROOT
 
-ORDER = ("files", "patience", "config", "damage", "runtime", "splat", "snapshots", "regions",
-         "head", "hair", "avatars", "sources", "store", "keep", "data", "draws", "filters",
-         "gaussians", "fit", "effects", "resplat", "degrade", "adapters", "base", "tiles", "model",
-         "export", "hub", "pix2pix_turbo", "perceptual", "losses", "metrics", "downloads", "sealed",
-         "summary", "checkpoint", "claim", "publish", "stop", "batches", "trainer", "autosave",
-         "train", "budget", "evaluate", "pictures", "show", "sliders", "__main__", "tiny_base")
-SOURCES = {path.stem: path.read_text() for path in sorted((ROOT / "helpers").glob("*.py"))
-           if path.stem != "__init__"}
+ORDER = ("files", "patience", "progress", "config", "damage", "runtime", "splat", "snapshots",
+         "regions", "head", "hair", "avatars", "sources", "store", "keep", "data", "draws",
+         "filters", "gaussians", "fit", "effects", "resplat", "degrade", "adapters", "base",
+         "tiles", "model", "export", "hub", "pix2pix_turbo", "perceptual", "losses", "metrics",
+         "downloads", "sealed", "summary", "checkpoint", "claim", "publish", "stop", "batches",
+         "trainer", "autosave", "train", "budget", "evaluate", "pictures", "show", "sliders",
+         "__main__", "tiny_base")
+SOURCES = {path.stem: path.read_text(encoding="utf-8")
+           for path in sorted((ROOT / "helpers").glob("*.py")) if path.stem != "__init__"}
 
 
 def imported(source: str) -> tuple[set[str], set[str]]:
@@ -46,7 +47,7 @@ def test_nothing_imports_upwards(name):
 
 
 @pytest.mark.parametrize(("package", "owners"), [
-    ("google", {"runtime"}), ("IPython", {"show"}), ("ipywidgets", {"sliders"}),
+    ("google", {"runtime"}), ("IPython", {"progress", "show"}), ("ipywidgets", {"sliders"}),
     ("matplotlib", {"show"}), ("nbclient", {"__main__"}), ("pickle", set())])
 def test_some_packages_are_known_to_one_module_only(package, owners):
     users = {name for name, source in SOURCES.items()

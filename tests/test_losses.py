@@ -104,6 +104,16 @@ def test_total_is_the_weighted_sum(loss, images):
     assert len(terms) == 4 and all(value > 0 for value in terms.values())
 
 
+def test_the_description_names_the_weights_and_the_network(loss):
+    part = EnhancerLoss(LossConfig(l1=2, lpips=0.5, gram=0, clip=0, pretrained=False,
+                               vgg_view_px=64),
+                        device="cpu")
+    assert part.describe() == \
+        "2 × L1 + 0.5 × LPIPS; VGG16 (lpips_vgg_random) sees a random square of 64 px"
+    assert loss.describe().endswith("sees the whole image")
+    assert EnhancerLoss(LossConfig(l1=1, lpips=0, gram=0, clip=0), device="cpu").describe() == "1 × L1"
+
+
 def test_equal_images_cost_nothing(loss, images):
     assert all(abs(value.item()) < 1e-6 for value in loss(images[0], images[0]).values())
 

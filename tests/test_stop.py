@@ -7,9 +7,10 @@ import signal
 import threading
 
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 from helpers import checkpoint as checkpoints
-from helpers.stop import StopRequests
+from helpers.stop import Stopped, StopRequests
 from helpers.train import train
 
 from .training import QUICK, run, states_differ
@@ -30,11 +31,21 @@ def test_a_stop_finishes_the_step_saves_and_raises(config, build, faces, tmp_pat
         if view_seed == 2:  # in the middle of step 3
             os.kill(os.getpid(), number)
         return loss(restored, clean, view_seed=view_seed)
-    with pytest.raises(KeyboardInterrupt, match=f"after step 3, saved in {tmp_path}"):
+    with pytest.raises(KeyboardInterrupt, match=f"after step 3 and saved in {tmp_path}"):
         for record in train(config, model, faces, signalling, folder=tmp_path):
             steps.append(record.step)
     assert steps == [1, 2, 3] and checkpoints.newest([tmp_path])[0].step == 3
     assert signal.getsignal(number) is before
+
+
+def test_a_stop_is_one_line_in_a_notebook(capsys):
+    shell = InteractiveShell()
+
+    def fail():
+        raise Stopped("Stopped after step 3.")
+    shell.push({"fail": fail})
+    assert not shell.run_cell("fail()").success
+    assert capsys.readouterr().out.strip() == "Stopped after step 3."
 
 
 def test_an_error_in_the_loop_saves_at_once(config, build, faces, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import pictures, resplat, show, sliders
+from helpers import pictures, progress, resplat, show, sliders
 from helpers.avatars import render_avatar
 from helpers.checkpoint import Checkpoint, save
 from helpers.config import DegradeConfig, preset
@@ -317,7 +317,7 @@ def test_live_training_works_outside_a_notebook_and_goes_on_from_a_checkpoint(tm
     live.close()
     assert seen == [1, 1, 1] and live.bar.n == 5  # drawn after steps 2 and 4, and at the end
     assert [entry["step"] for entry in live.history] == [1, 2, 3, 4, 5]
-    assert "training: 5/5" in str(live.bar)
+    assert "5/5" in str(live.bar)
 
 
 def jpeg(picture):
@@ -327,6 +327,8 @@ def jpeg(picture):
 def test_live_training_shows_bar_curve_and_grid_each_in_one_slot(monkeypatch):
     shown, slot = [], SimpleNamespace(update=lambda picture: shown.append(picture))
     monkeypatch.setattr(show, "display", lambda *_, **__: slot)
+    monkeypatch.setattr(progress, "get_ipython", lambda: SimpleNamespace(kernel=None))
+    monkeypatch.setattr(progress, "display", lambda bar, **_: shown.append(bar) or slot)
     model = SimpleNamespace(enhance=torch.clone)
     live = show.LiveTraining(CONFIG, model, CLEAN[:1], CLEAN[1:2])
     live.draw()  # before the first step there is no curve yet
