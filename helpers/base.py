@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -42,7 +42,8 @@ def embed_prompt(base: str, prompt: str, caches: Sequence[Path | None] = ()) -> 
     paths = [folder / embedding_name(base, prompt) for folder in caches if folder]
     for path in paths:
         with suppress(OSError, SafetensorError, KeyError):
-            return load_file(path)["prompt_embedding"]
+            # Read, not mapped: Drive can die, and a page of it that is mapped takes the process along
+            return load(path.read_bytes())["prompt_embedding"]
     tokenizer = CLIPTokenizer.from_pretrained(_base_folder(base, "tokenizer"))
     length = tokenizer.model_max_length
     tokens = tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt")

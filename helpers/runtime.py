@@ -20,13 +20,14 @@ from typing import Any, Literal
 
 import psutil
 import torch
+from packaging.requirements import Requirement
 from packaging.version import Version
 
 from .config import PRESETS, refused
 
 GIB = 2**30
 T4_MIN_GIB = 12.0  # what the "t4" preset needs, with room to spare (a T4 shows 14.6)
-COLAB_MISSING = {"lpips": "lpips==0.1.4"}  # its own needs are all preinstalled: --no-deps is safe
+HOSTED_MISSING = {"lpips": "lpips==0.1.4"}  # all it needs is preinstalled: --no-deps is safe
 TORCHAO_MIN = Version("0.16.0")  # peft raises ImportError on anything older
 KAGGLE_CREDENTIALS = {"KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_CONFIG_DIR"}
 HOMES = {"colab": Path("/content/splat_enhancer"), "kaggle": Path("/kaggle/working"),
@@ -104,22 +105,24 @@ def choose_preset(requested: str, runtime: Runtime,
 
 def prepare_packages(runtime: Runtime, *, run: Callable[..., Any] = subprocess.run,
                      installed: Callable[[str], str | None] | None = None) -> list[str]:
-    """On Colab, add what is missing and remove a torchao that breaks peft; nothing elsewhere.
+    """On Colab and Kaggle, add what is missing and remove a torchao that breaks peft.
 
+    Kaggle's images are Colab's with more in them, but for lpips (github.com/Kaggle/docker-python).
     Call it before diffusers and peft are imported. pip never touches torch, numpy or pillow.
-    What was done is printed and returned, one line each.
+    What was done is printed and returned, one line each. Elsewhere nothing is changed.
 
     Args:
         run: runs a command as `subprocess.run` does.
         installed: version of an installed package, None if absent.
 
     Raises:
-        RuntimeError: pip failed, or peft was imported too early.
+        RuntimeError: pip failed, peft was imported too early, or a local machine lacks a package.
     """
-    if runtime.place != "colab":
-        return []
     version, done = installed or _installed, []
-    for name, wanted in COLAB_MISSING.items():
+    if runtime.place == "local":
+        _refuse_missing(HOMES["local"] / "requirements.txt", version)
+        return done
+    for name, wanted in HOSTED_MISSING.items():
         if version(name) is None:
             _pip(run, "install", "--no-deps", wanted)
             done.append(f"Installed {wanted}.")
@@ -140,6 +143,7 @@ def mount_drive(runtime: Runtime, want: bool, *, attempts: int = 2,
                 point: Path = DRIVE) -> Path | None:
     """Mount Google Drive on Colab and return this project's folder there.
 
+    On Kaggle, which has no Drive, say what keeps a run instead.
     Whether Drive is mounted already is Colab's to say: a folder at its place may be a local one.
 
     Args:
@@ -150,6 +154,9 @@ def mount_drive(runtime: Runtime, want: bool, *, attempts: int = 2,
     Returns:
         `MyDrive/splat_enhancer`, or None without Drive; a failure prints what that means.
     """
+    if runtime.place == "kaggle" and want:
+        print(f"No Google Drive on Kaggle: {HOMES['kaggle']} lasts from session to session with "
+              "Settings > Persistence > Files only.")
     if runtime.place != "colab" or not want:
         return None
     problem: Exception | None = None
@@ -232,14 +239,26 @@ def _installed(name: str) -> str | None:
         return None
 
 
+def _refuse_missing(requirements: Path, version: Callable[[str], str | None]) -> None:
+    if not requirements.is_file():  # only `helpers` was copied here
+        return
+    lines = requirements.read_text(encoding="utf-8").splitlines()
+    names = [Requirement(line).name for line in lines if line and not line.startswith("#")]
+    if missing := [name for name in names if version(name) is None]:
+        raise RuntimeError(f"packages: expected those of {requirements.name}, got none named "
+                           f'{", ".join(missing)}; run "{sys.executable}" -m pip install -r '
+                           f'"{requirements}", then restart the kernel')
+
+
 def _pip(run: Callable[..., Any], *arguments: str) -> None:
     command = [sys.executable, "-m", "pip", *arguments]
     try:
-        run(command, check=True, capture_output=True, text=True)
+        run(command, check=True, capture_output=True, text=True, encoding="utf-8")
     except subprocess.CalledProcessError as error:
         raise RuntimeError(f"pip {' '.join(arguments)}: expected success, got "
-                           f"{(error.stderr or '').strip()[-300:]}; check the connection, then "
-                           "restart the session and run all") from error
+                           f"{(error.stderr or '').strip()[-300:]}; check the connection "
+                           "(on Kaggle: Settings > Internet), then restart the session and run "
+                           "all") from error
 
 
 def _drive_folder(point: Path, *, again: bool) -> Path:
