@@ -2,6 +2,7 @@
 
     python -m helpers notebook --preset demo     # execute the notebook, keep the executed copy
     python -m helpers metrics results/demo       # print the figures of a run
+    python -m helpers tidy saved.ipynb           # make what Colab saved open on GitHub
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from .config import PRESETS
+from .config import PRESETS, refused
+from .files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "splat_enhancer.ipynb"
@@ -60,6 +62,26 @@ def execute_notebook(preset: str, source: Path, folder: Path) -> Path:
     return executed
 
 
+def tidy_notebook(path: Path) -> None:
+    """Remove the state of widgets from a saved notebook; code, texts and pictures stay.
+
+    Colab saves that state in a form that GitHub refuses ("the 'state' key is missing from
+    'metadata.widgets'"), and without a kernel it moves no slider anywhere.
+
+    Raises:
+        ValueError: not a notebook.
+        OSError: it cannot be read or written; it is then as it was.
+    """
+    import nbformat
+
+    try:
+        notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
+    except (ValueError, KeyError, AttributeError, nbformat.ValidationError) as error:
+        raise refused(str(path), "a notebook", str(error), "pass a saved .ipynb file") from error
+    notebook.metadata.pop("widgets", None)
+    write_whole(path, (nbformat.writes(notebook) + "\n").encode())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run one command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m helpers", description=__doc__,
@@ -70,19 +92,26 @@ def main(arguments: list[str] | None = None) -> int:
     notebook.add_argument("--out", type=Path, help="folder of the executed copy")
     metrics = commands.add_parser("metrics", help="print the figures of a run")
     metrics.add_argument("folder", type=Path)
+    tidy = commands.add_parser("tidy", help="make a notebook that Colab saved open on GitHub")
+    tidy.add_argument("saved", type=Path)
     options = parser.parse_args(arguments)
     if options.command == "notebook":
         execute_notebook(options.preset, ROOT / NOTEBOOK,
                          options.out or ROOT / "results" / options.preset)
-    else:
-        from .evaluate import format_table, read_metrics
-        try:
-            content = read_metrics(options.folder / "metrics.json")
-        except (OSError, ValueError) as error:
-            parser.error(str(error))
-        for name, figures in content["sets"].items():
-            print(f"{name}: {format_table(figures)}")
+        return 0
+    try:
+        tidy_notebook(options.saved) if options.command == "tidy" else _print(options.folder)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     return 0
+
+
+def _print(folder: Path) -> None:
+    """The figures of a run, a table for each set of images."""
+    from .evaluate import format_table, read_metrics
+
+    for name, figures in read_metrics(folder / "metrics.json")["sets"].items():
+        print(f"{name}: {format_table(figures)}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import nbclient
 import nbformat
 import pytest
 
-from helpers.__main__ import ROOT, execute_notebook, main
+from helpers.__main__ import NOTEBOOK, ROOT, execute_notebook, main
 from helpers.config import preset
 from helpers.evaluate import Result, format_table, write_metrics
 
@@ -17,7 +17,7 @@ RESULT = Result({"psnr": [20.0, 22.0], "ssim": [0.5, 0.6]}, {"psnr": [23.0, 24.0
 
 @pytest.mark.parametrize("arguments", [
     [], ["nothing"], ["metrics"], ["metrics", "a", "b"], ["notebook", "--preset", "huge"],
-    ["notebook", "--steps", "3"], ["metrics", "no/such/folder"]])
+    ["notebook", "--steps", "3"], ["metrics", "no/such/folder"], ["tidy", "no/such.ipynb"]])
 def test_bad_arguments_exit_2_with_one_line_that_says_why(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
@@ -39,6 +39,34 @@ def test_a_foreign_metrics_file_exits_2(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["metrics", str(tmp_path)])
     assert "expected JSON with finite numbers" in capsys.readouterr().err
+
+
+def test_a_tidied_notebook_of_colab_can_be_rendered_and_keeps_its_pictures(tmp_path):
+    nbconvert = pytest.importorskip("nbconvert", reason="no renderer; pip install nbconvert")
+    saved = nbformat.read(ROOT / "results" / "demo" / NOTEBOOK, as_version=4)
+    cells = [dict(cell) for cell in saved.cells]
+    saved.metadata.widgets = {  # as Colab writes it: without "state"
+        "application/vnd.jupyter.widget-state+json": {"3f91": {"model_name": "VBoxModel"}}}
+    path = tmp_path / "saved é.ipynb"
+    nbformat.write(saved, path)
+    render = nbconvert.HTMLExporter()
+    with pytest.raises(KeyError, match="state"):
+        render.from_filename(str(path))
+    assert main(["tidy", str(path)]) == 0
+    assert render.from_filename(str(path))[0].count("<img ") >= 7
+    assert [dict(cell) for cell in nbformat.read(path, as_version=4).cells] == cells
+    once = path.read_bytes()
+    main(["tidy", str(path)])
+    assert path.read_bytes() == once
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"nbformat": 4}', "\x00"])
+def test_what_is_no_notebook_is_refused_and_left_as_it_was(tmp_path, capsys, text):
+    (tmp_path / "a.ipynb").write_text(text, encoding="utf-8")
+    with pytest.raises(SystemExit, match="2"):
+        main(["tidy", str(tmp_path / "a.ipynb")])
+    assert "expected a notebook" in capsys.readouterr().err
+    assert (tmp_path / "a.ipynb").read_text(encoding="utf-8") == text
 
 
 def test_module_runs_as_a_command_and_prints_its_help():
