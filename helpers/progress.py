@@ -38,7 +38,8 @@ class Bar(tqdm):
             return
         text = html.escape(str(self) if msg is None else msg)
         value = f'value="{self.n}" max="{self.total}" ' if self.total else ""
-        picture = HTML(f'<progress {value}aria-label="{self.desc}"></progress> {text}')
+        picture = HTML(f'<progress {value}aria-label="{html.escape(self.desc)}" '
+                       f'style="vertical-align: middle"></progress> {text}')
         if self.slot is None:
             self.slot = display(picture, display_id=True)
         else:

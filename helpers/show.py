@@ -182,7 +182,7 @@ class LiveTraining:
         self.config, self.model = config, model
         self.history = checkpoint.read_history([folder for folder in folders if folder])
         self.clean, self.degraded = clean, degraded
-        self.bar = Bar(total=config.optim.steps, initial=len(self.history), desc="training",
+        self.bar = Bar(total=config.optim.steps, initial=len(self.history), desc="Training",
                        unit="step")
         self.slot = display(Pretty("…"), display_id=True) or _NO_SLOT
 

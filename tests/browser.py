@@ -105,7 +105,7 @@ class Page:
 
     def step(self) -> int:
         """How far the bar of the training is; 0 before it shows."""
-        found = re.search(r"training: (\d+)/", self.output("Train").text_content())
+        found = re.search(r"Training: (\d+)/", self.output("Train").text_content())
         return int(found[1]) if found else 0
 
     def pictures(self, title: str) -> list[str]:

@@ -142,7 +142,7 @@ def test_a_saved_notebook_is_small_and_free_of_widget_state(live):
     saved = live.save()
     assert "widgets" not in saved.metadata
     assert (live.folder / NOTEBOOK).stat().st_size < 2_000_000
-    assert f"training: {STEPS}/{STEPS}" in shown_in(saved)  # a widget's bar would be lost
+    assert f"Training: {STEPS}/{STEPS}" in shown_in(saved)  # a widget's bar would be lost
 
 
 def test_a_stopped_training_goes_on_from_its_step(live):
@@ -162,7 +162,7 @@ def test_a_page_reloaded_in_mid_run_finds_its_outputs_and_the_run_goes_on(live):
     live.load()
     live.wait(lambda: live.pictures("Train"), "the saved picture")
     step = live.step()
-    assert f"training: {step}/" in kept and live.pictures("Train")[0] in kept
+    assert f"Training: {step}/" in kept and live.pictures("Train")[0] in kept
     stop(live)
     live.run("Train")
     live.wait(lambda: "goes on after step" in live.output("Train").text_content(), "the run")

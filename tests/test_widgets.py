@@ -335,7 +335,7 @@ def test_live_training_shows_bar_curve_and_grid_each_in_one_slot(monkeypatch):
     live.update(record(1))
     live.close()
     bars, drawn = ([p for p in shown if p.data.startswith(f"<{tag}")] for tag in ("prog", "img"))
-    assert 'value="0" max="5"' in bars[0].data and "training: 0/5" in bars[0].data
+    assert 'value="0" max="5"' in bars[0].data and "Training: 0/5" in bars[0].data
     assert 'value="1" max="5"' in bars[-1].data and "loss=1.000" in bars[-1].data
     assert len(drawn) == 2 and jpeg(drawn[0]) != jpeg(drawn[1])
     assert all(jpeg(p)[:2] == b"\xff\xd8" and 'alt="loss over steps' in p.data for p in drawn)
