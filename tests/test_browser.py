@@ -148,7 +148,9 @@ def test_a_saved_notebook_is_small_and_free_of_widget_state(live):
 def test_a_stopped_training_goes_on_from_its_step(live):
     train_for_long(live)
     stop(live)
-    step = int(re.search(r"stopped after step (\d+)", live.output("Train").text_content())[1])
+    shown = live.output("Train").text_content()
+    step = int(re.search(r"Stopped after step (\d+)", shown)[1])
+    assert "Traceback" not in shown
     assert step >= STEPS + 3 and not live.is_running(RESTORE)
     live.run("Train")
     live.wait(lambda: f"goes on after step {step}" in live.output("Train").text_content(), "more")
