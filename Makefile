@@ -1,10 +1,10 @@
-# make demo | make test | make bench | make lab | make lint | make colab | make oldest
+# make demo | make test | make bench | make lab | make lint | make colab | make kaggle | make oldest
 PYTHON ?= python3
 PYTHON311 ?= python3.11
 PYTHON313 ?= python3.13
 BIN := .venv/bin
 
-.PHONY: demo test bench lab lint colab oldest
+.PHONY: demo test bench lab lint colab kaggle oldest
 .DELETE_ON_ERROR:
 
 demo: .venv/.demo
@@ -23,11 +23,11 @@ lab: .venv/.lab
 lint: .venv/.test
 	$(BIN)/ruff check .
 
-# The demo twice on Colab's packages, mended first as on Colab; each time from their first state
-colab: .venv-colab/bin/pip
+# The demo twice on Colab's packages, mended first as there; each time from their first state
+colab kaggle: .venv-colab/bin/pip
 	$< install --quiet -r ../shared/colab/requirements.txt
 	$< uninstall --quiet --yes lpips
-	.venv-colab/bin/python -m tests.places colab
+	.venv-colab/bin/python -m tests.places $@
 
 # The demo twice and the tests on the lowest versions; what they bring is new, and deprecates them
 oldest: .venv-oldest/bin/pip

@@ -115,4 +115,5 @@ def _print(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # not every console on Windows has arrows
     sys.exit(main())

@@ -10,7 +10,7 @@ def write_whole(path: Path, content: bytes) -> Path:
     """Write a file beside its place, then rename it; a failure leaves what was there alone.
 
     Args:
-        path: the file; its folder is made if need be.
+        path: the file; its folder and the one above are made if need be.
         content: all of it.
 
     Returns:
@@ -19,7 +19,8 @@ def write_whole(path: Path, content: bytes) -> Path:
     Raises:
         OSError: it could not be written; nothing half-written is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (path.parent.parent, path.parent):  # not all: where Drive is gone, the folders
+        folder.mkdir(exist_ok=True)  # would be local, and in the way of the next mount
     partial = path.with_name(path.name + ".tmp")
     try:
         with partial.open("wb") as file:

@@ -9,11 +9,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -60,32 +57,14 @@ def detect() -> Runtime:
         disk_free_gib=shutil.disk_usage(Path.cwd()).free / GIB)
 
 
-def hub_reachable(timeout_s: float = 5.0) -> bool:
-    """Ask the Hugging Face hub (or HF_ENDPOINT) for a sign of life; False under HF_HUB_OFFLINE."""
-    from huggingface_hub import constants
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        urllib.request.urlopen(request, timeout=timeout_s).close()
-    except urllib.error.HTTPError as answer:
-        answer.close()
-        return answer.code < 500  # refusing HEAD is a sign of life too
-    except (OSError, HTTPException, ValueError):  # ValueError: HF_ENDPOINT is no address
-        return False
-    return True
-
-
-def choose_preset(requested: str, runtime: Runtime,
-                  hub_reachable: Callable[[], bool] = hub_reachable) -> tuple[str, str]:
-    """Resolve "auto" and check that the hub is there for a preset that needs it.
+def choose_preset(requested: str, runtime: Runtime) -> tuple[str, str]:
+    """Resolve "auto".
 
     Returns:
         The preset's name, and the reason for it in words.
 
     Raises:
         ValueError: an unknown name.
-        RuntimeError: the preset needs the hub, which is out of reach.
     """
     if requested not in {"auto", *PRESETS}:
         raise refused("preset", f"one of {sorted(PRESETS)} or 'auto'", requested,
@@ -96,10 +75,6 @@ def choose_preset(requested: str, runtime: Runtime,
     elif requested == "auto":
         lack = f"the GPU has only {runtime.gpu_gib:.1f} GiB" if runtime.gpu_gib else "no CUDA GPU"
         name, reason = "demo", f"{lack}, and the other presets want {T4_MIN_GIB:g} GiB"
-    if name != "demo" and not hub_reachable():
-        raise RuntimeError(f"preset {name!r} ({reason}): expected to reach the Hugging Face hub, "
-                           "got no answer; connect this machine (on Kaggle: Settings > Internet) "
-                           "or choose the 'demo' preset, which needs no hub")
     return name, reason
 
 
@@ -191,7 +166,7 @@ def workspace(runtime: Runtime, root: Path | None = None) -> Path:
 
 
 def report(runtime: Runtime, preset: str, reason: str) -> str:
-    """One line: machine, GPU, memory, disk, versions, preset and why."""
+    """Two lines: machine, GPU, memory, disk and versions; the preset and why."""
     gpu = f"{runtime.gpu} {runtime.gpu_gib:.1f} GiB" if runtime.gpu_gib else runtime.gpu or "no GPU"
     packages = ", ".join(f"{name} {_installed(name) or 'absent'}"
                          for name in ("torch", "diffusers", "peft"))
@@ -199,7 +174,7 @@ def report(runtime: Runtime, preset: str, reason: str) -> str:
     return (f"{runtime.place} ({platform.system()} {platform.machine()}, {os.cpu_count()} CPUs) | "
             f"{gpu}, {dtype} | {runtime.ram_gib:.1f} GiB memory | "
             f"{runtime.disk_free_gib:.0f} GiB disk free | Python {platform.python_version()}, "
-            f"{packages} | preset '{preset}': {reason}")
+            f"{packages}\npreset '{preset}': {reason}")
 
 
 def _place() -> Literal["colab", "kaggle", "local"]:
@@ -253,7 +228,7 @@ def _refuse_missing(requirements: Path, version: Callable[[str], str | None]) ->
 def _pip(run: Callable[..., Any], *arguments: str) -> None:
     command = [sys.executable, "-m", "pip", *arguments]
     try:
-        run(command, check=True, capture_output=True, text=True, encoding="utf-8")
+        run(command, check=True, capture_output=True, encoding="utf-8")
     except subprocess.CalledProcessError as error:
         raise RuntimeError(f"pip {' '.join(arguments)}: expected success, got "
                            f"{(error.stderr or '').strip()[-300:]}; check the connection "

@@ -83,6 +83,7 @@ class PartialStore:
             groups = [datasets.Dataset.from_file(str(path)) for path in self.groups]
             with _without_bars():  # there is one for the faces already
                 datasets.concatenate_datasets(groups).save_to_disk(faces)
+            del groups  # Windows deletes no file that is mapped
             digests = {path.name: _sha256(path, flush=True) for path in sorted(faces.iterdir())}
             contents = {"skipped": self.place.skipped, "sha256": digests}
             write_whole(faces / CONTENTS, json.dumps(contents, indent=2).encode())

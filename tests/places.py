@@ -1,9 +1,10 @@
-"""The demo preset, twice in a row, in places that are rebuilt here: Colab, and the oldest packages.
+"""The demo preset, twice in a row, in places that are rebuilt here, as far as they can be.
 
     make colab     Colab's package versions, variables and own package (`tests/colab`)
+    make kaggle    the same packages, from which Kaggle's images are made, and Kaggle's variables
     make oldest    the lowest versions that requirements.txt allows
 
-Each writes what it ran to results/places/. A folder takes the place of Colab's /content.
+Each writes what it ran to results/places/. A folder takes the place of /content or /kaggle/working.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ from helpers.files import write_whole
 
 STAND_IN = ROOT / "tests" / "colab"
 BESIDES = ("numpy", "pillow", "torchao")  # what the named packages bring, or must do without
-SAID = {"colab": (("Installed lpips", "Removed torchao"), ("finished",)),  # by each of two runs
-        "oldest": ((), ("finished",))}
+SAID = {  # by each of two runs
+    "colab": (("colab: 2 packages mended", "Installed lpips", "Removed torchao"), ("finished",)),
+    "kaggle": (("kaggle: 2 packages mended", "Persistence"), ("finished",)),
+    "oldest": (("local: 0 packages mended",), ("finished",))}
 
 
 def copy_project(folder: Path, changes: dict[str, Any] | None = None) -> None:
-    """Copy notebook and helpers to a folder, which is /content to them.
+    """Copy notebook and helpers to a folder, which is /content and /kaggle/working to them.
 
     Args:
         changes: settings for the notebook's form, by `section.field`.
@@ -44,6 +47,7 @@ def copy_project(folder: Path, changes: dict[str, Any] | None = None) -> None:
     for name in (NOTEBOOK, "helpers/runtime.py"):
         text = (folder / name).read_text(encoding="utf-8")
         text = text.replace('"/content/', f'"{folder.as_posix()}/')
+        text = text.replace('"/kaggle/working"', f'"{folder.as_posix()}"')
         text = text.replace("CHANGES = {}", f"CHANGES = {changes or {}}")
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -55,6 +59,16 @@ def colab_variables(folder: Path, drive: str = "granted") -> dict[str, str]:
         "COLAB_RELEASE_TAG": "release-colab-external", "PYTHONPATH": str(STAND_IN),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "STAND_IN_CLOUD": str(folder.with_name(folder.name + "-cloud")), "STAND_IN_DRIVE": drive}
+
+
+def kaggle_variables(folder: Path) -> dict[str, str]:
+    """The environment of a Kaggle kernel: made from Colab's image, it has Colab's variable too.
+
+    Source: github.com/Kaggle/docker-python, Dockerfile.tmpl and patches/.
+    """
+    return colab_variables(folder) | {
+        "KAGGLE_KERNEL_RUN_TYPE": "Interactive", "KAGGLE_URL_BASE": "https://www.kaggle.com",
+        "KAGGLE_USER_SECRETS_TOKEN": "secret", "KAGGLE_DATA_PROXY_TOKEN": "secret"}
 
 
 def run_notebook(folder: Path, variables: dict[str, str], out: str) -> tuple[float, str]:
@@ -89,7 +103,8 @@ def visit(place: str, folder: Path) -> dict[str, Any]:
         RuntimeError: a run did not say what it must.
     """
     copy_project(folder)
-    variables = colab_variables(folder) if place == "colab" else dict(os.environ)
+    rebuilt = {"colab": colab_variables, "kaggle": kaggle_variables}
+    variables = rebuilt[place](folder) if place in rebuilt else dict(os.environ)
     before, seconds = versions(), []
     for number, said in enumerate(SAID[place], start=1):
         took, text = run_notebook(folder, variables, f"out{number}")
@@ -105,7 +120,8 @@ def visit(place: str, folder: Path) -> dict[str, Any]:
             "versions": after, "changed_by_the_first_run": {
                 name: [before.get(name), after.get(name)] for name in sorted({*before, *after})
                 if before.get(name) != after.get(name)},
-            "seconds": seconds, "gain": {name: of["mean"] for name, of in gain.items()}}
+            "said": SAID[place], "seconds": seconds,
+            "gain": {name: of["mean"] for name, of in gain.items()}}
 
 
 def main(place: str) -> None:

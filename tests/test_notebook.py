@@ -34,7 +34,7 @@ def executed_twice(notebook, tmp_path_factory):
     small = nbformat.from_dict(notebook)
     text = nbformat.writes(small).replace("CHANGES = {}", f"CHANGES = {SMALL}".replace('"', "'"))
     text = text.replace("runtime.workspace(machine)", "runtime.workspace(machine, Path.cwd())")
-    (place / NOTEBOOK).write_text(text)
+    (place / NOTEBOOK).write_text(text, encoding="utf-8")
     (place / "helpers").symlink_to(ROOT / "helpers")
     runs = [execute_notebook("demo", place / NOTEBOOK, place / f"out{n}") for n in (1, 2)]
     return place, [nbformat.read(path, as_version=4) for path in runs]
@@ -190,8 +190,14 @@ def test_setup_clones_the_repository_it_was_opened_from(notebook, tmp_path):
     assert (place / "splat-enhancer" / "helpers" / "config.py").is_file()
 
 
-def test_setup_finds_helpers_beside_the_notebook(notebook, tmp_path):
+@pytest.mark.parametrize("starts_elsewhere", [False, True])
+def test_setup_finds_helpers_beside_the_notebook(notebook, tmp_path, starts_elsewhere):
     (tmp_path / "helpers").mkdir()
     (tmp_path / "helpers" / "config.py").write_text("")
-    done = run_setup(setup_cell(notebook), tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    cell, place = setup_cell(notebook), tmp_path
+    if starts_elsewhere:  # VS Code names the notebook, and may start in another folder
+        named = f"__vsc_ipynb_file__ = {str(tmp_path / NOTEBOOK)!r}"
+        cell, place = f"{named}\n{cell}", tmp_path / "elsewhere"
+    done = run_setup(cell, place)
     assert done.returncode == 0 and str(tmp_path) in done.stdout

@@ -1,13 +1,11 @@
 """Where am I, which preset, which packages, where to keep things."""
 
 import os
+import subprocess
 import sys
-import urllib.error
 from dataclasses import replace
-from io import BytesIO
 from types import SimpleNamespace
 
-import huggingface_hub
 import pytest
 import torch
 
@@ -67,58 +65,59 @@ def test_machine_is_described_where_sysconf_does_not_exist(monkeypatch):
     assert machine.ram_gib > 0.5 and machine.disk_free_gib > 0
 
 
-@pytest.mark.parametrize(("requested", "gpu_gib", "hub", "name", "why"), [
-    ("auto", 14.6, True, "t4", "14.6 GiB"), ("auto", 0.0, False, "demo", "no CUDA GPU"),
-    ("auto", 8.0, False, "demo", "only 8.0 GiB"), ("full", 0.0, True, "full", "you asked for it"),
-    ("demo", 14.6, False, "demo", "you asked for it"),
+@pytest.mark.parametrize(("requested", "gpu_gib", "name", "why"), [
+    ("auto", 14.6, "t4", "14.6 GiB"), ("auto", 0.0, "demo", "no CUDA GPU"),
+    ("auto", 8.0, "demo", "only 8.0 GiB"), ("full", 0.0, "full", "you asked for it"),
+    ("demo", 14.6, "demo", "you asked for it"),
 ])
-def test_preset_is_chosen_with_a_reason(requested, gpu_gib, hub, name, why):
-    chosen, reason = runtime.choose_preset(requested, replace(LOCAL, gpu_gib=gpu_gib), lambda: hub)
+def test_preset_is_chosen_with_a_reason(requested, gpu_gib, name, why):
+    chosen, reason = runtime.choose_preset(requested, replace(LOCAL, gpu_gib=gpu_gib))
     assert chosen == name and why in reason
 
 
-def test_preset_without_its_hub_names_demo_and_unknown_preset_is_refused():
-    for requested in ("auto", "t4", "full"):
-        with pytest.raises(RuntimeError, match="'demo' preset"):
-            runtime.choose_preset(requested, COLAB_T4, lambda: False)
+def test_unknown_preset_is_refused():
     with pytest.raises(ValueError, match="expected one of"):
-        runtime.choose_preset("huge", COLAB_T4, lambda: True)
+        runtime.choose_preset("huge", COLAB_T4)
 
 
-def test_hub_check_asks_the_endpoint_unless_offline(monkeypatch):
-    constants, asked = huggingface_hub.constants, []
-    def answer(request, timeout):
-        asked.append((request.method, request.full_url))
-        if constants.ENDPOINT.endswith("dead"):
-            raise urllib.error.URLError("no route")
-        raise urllib.error.HTTPError(request.full_url, 405, "no HEAD here", {}, BytesIO())
-    monkeypatch.setattr(runtime.urllib.request, "urlopen", answer)
-    for offline, endpoint, alive in [(False, "https://mirror", True), (True, "https://any", False),
-                                     (False, "https://dead", False), (False, "nonsense", False)]:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
-        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-        assert runtime.hub_reachable() is alive
-    assert asked == [("HEAD", "https://mirror"), ("HEAD", "https://dead")]
-
-
-def test_colab_gets_lpips_and_loses_old_torchao_and_nothing_else_changes(monkeypatch):
+def test_colab_and_kaggle_get_lpips_and_lose_old_torchao_and_nothing_else_changes(monkeypatch):
     monkeypatch.delitem(sys.modules, "peft", raising=False)
     calls = []
     def prepare(place, versions):
         calls.clear()
-        return runtime.prepare_packages(replace(COLAB_T4, place=place), installed=versions.get,
+        return runtime.prepare_packages(replace(COLAB_T4, place=place), installed=versions,
                                         run=lambda command, **_: calls.append(command[3:]))
-    assert len(prepare("colab", {"torchao": "0.10.0"})) == 2
-    assert calls == [["install", "--no-deps", "lpips==0.1.4"], ["uninstall", "--yes", "torchao"]]
-    assert prepare("colab", {"lpips": "0.1.4", "torchao": "0.16.0"}) == calls == []
-    assert prepare("local", {}) == prepare("kaggle", {}) == calls == []
+    for place in ("colab", "kaggle"):
+        assert len(prepare(place, {"torchao": "0.10.0"}.get)) == 2
+        assert calls == [["install", "--no-deps", "lpips==0.1.4"],
+                         ["uninstall", "--yes", "torchao"]]
+        assert prepare(place, {"lpips": "0.1.4", "torchao": "0.16.0"}.get) == calls == []
+    assert prepare("local", lambda name: "0.10.0") == calls == []
     monkeypatch.setitem(sys.modules, "peft", SimpleNamespace())
     with pytest.raises(RuntimeError, match="restart the session"):
-        prepare("colab", {"lpips": "0.1.4", "torchao": "0.10.0"})
+        prepare("colab", {"lpips": "0.1.4", "torchao": "0.10.0"}.get)
 
 
-def test_drive_is_left_alone_elsewhere_and_when_not_wanted():
+def test_local_machine_without_a_package_is_told_what_to_run():
+    def installed(name):
+        return None if name in ("lpips", "peft") else "1.0"
+    with pytest.raises(RuntimeError, match=r'none named peft, lpips; run .*" -m pip install -r '):
+        runtime.prepare_packages(LOCAL, installed=installed)
+
+
+def test_pip_without_a_network_names_the_setting_that_kaggle_leaves_off():
+    def run(command, **_):
+        raise subprocess.CalledProcessError(1, command, stderr="No matching distribution found")
+    with pytest.raises(RuntimeError, match=r"No matching .* Settings > Internet"):
+        runtime.prepare_packages(replace(LOCAL, place="kaggle"), run=run,
+                                 installed=lambda name: None)
+
+
+def test_drive_is_left_alone_elsewhere_and_when_not_wanted(capsys):
     assert runtime.mount_drive(LOCAL, True) is runtime.mount_drive(COLAB_T4, False) is None
+    assert not capsys.readouterr().out
+    assert runtime.mount_drive(replace(LOCAL, place="kaggle"), True) is None
+    assert "Persistence > Files only" in capsys.readouterr().out
 
 
 def test_each_place_has_its_own_folder(monkeypatch, tmp_path):
@@ -129,10 +128,10 @@ def test_each_place_has_its_own_folder(monkeypatch, tmp_path):
         assert runtime.workspace(replace(LOCAL, place=place)) == tmp_path / place
 
 
-def test_workspace_is_created_or_refused_and_report_is_one_line(tmp_path):
+def test_workspace_is_created_or_refused_and_report_is_two_lines(tmp_path):
     assert runtime.workspace(LOCAL, tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").touch()
     with pytest.raises(RuntimeError, match="pass another root"):
         runtime.workspace(LOCAL, tmp_path / "file")
-    line = runtime.report(COLAB_T4, "t4", "you asked for it")
-    assert "\n" not in line and "Tesla T4 14.6 GiB" in line and "'t4': you asked for it" in line
+    above, below = runtime.report(COLAB_T4, "t4", "you asked for it").split("\n")
+    assert "Tesla T4 14.6 GiB" in above and below == "preset 't4': you asked for it"
