@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from .config import ASSETS, TINY_BASE, refused
 from .files import write_whole
-from .snapshots import fetch
+from .snapshots import fetch, loading_quietly
 
 WEIGHTS = ("*.fp16.safetensors", "*.safetensors")  # half the bytes first
 WEIGHTLESS = ("tokenizer", "scheduler")
@@ -42,7 +42,7 @@ def embed_prompt(base: str, prompt: str, caches: Sequence[Path | None] = ()) -> 
     paths = [folder / embedding_name(base, prompt) for folder in caches if folder]
     for path in paths:
         with suppress(OSError, SafetensorError, KeyError):
-            # Read, not mapped: Drive can die, and a page of it that is mapped takes the process along
+            # Not mapped: where Drive dies, touching a mapped page of it kills the process
             return load(path.read_bytes())["prompt_embedding"]
     tokenizer = CLIPTokenizer.from_pretrained(_base_folder(base, "tokenizer"))
     length = tokenizer.model_max_length
@@ -74,8 +74,9 @@ def embedding_name(base: str, prompt: str) -> str:
 
 def part_files(part: str) -> tuple[list[str], list[str]]:
     """Patterns of a part's files, and of its weights: its fp16 ones, or where it has none, all."""
-    weights = [] if part in WEIGHTLESS else [f"{part}/{pattern}" for pattern in WEIGHTS]
-    return [f"{part}/*.json", f"{part}/*.txt"], weights
+    if part in WEIGHTLESS:
+        return [f"{part}/*"], []
+    return [f"{part}/*.json"], [f"{part}/{pattern}" for pattern in WEIGHTS]
 
 
 def load_network(kind: type, base: str, part: str, **options: Any) -> Any:
@@ -92,8 +93,9 @@ def load_network(kind: type, base: str, part: str, **options: Any) -> Any:
     """
     folder = _base_folder(base, part)
     variant = "fp16" if any(folder.glob("*.fp16.safetensors")) else None
-    network, report = kind.from_pretrained(folder, variant=variant, use_safetensors=True,
-                                           output_loading_info=True, **options)
+    with loading_quietly():
+        network, report = kind.from_pretrained(folder, variant=variant, use_safetensors=True,
+                                               output_loading_info=True, **options)
     if report["missing_keys"]:  # they would be random
         raise refused(f"{part} of {base}", "all its weights", f"none for "
                       f"{sorted(report['missing_keys'])[:3]}", "use another base or newer packages")

@@ -14,14 +14,13 @@ from .config import TINY_BASE, Config
 from .keep import is_kept
 from .losses import CLIP_FILES, CLIP_NAME
 from .regions import FACE_PARSER, PARSER_FILES
-from .snapshots import missing_bytes
+from .snapshots import DEMO, Wanted, is_cached, is_silence, missing_bytes, out_of_reach
 from .sources import CELEBA_HQ, TEST_SHARE, store_name
 
 LINK_BYTES_PER_S = 50e6  # of a hosted notebook; a slow link at home has a tenth
 IMAGE_BYTES = 98_000  # of one face of CelebA-HQ, on average: 2.76 GB of 28,000 and 2,000
 READ_AHEAD_IMAGES = 100  # a part of a file is read whole
 TEXT_PARTS = ("tokenizer", "text_encoder")
-Wanted = tuple[str, tuple[tuple, ...]]  # a repository, and the arguments of its fetches
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,7 @@ class Downloads:
     """Bytes to download by origin; in words where they are not known."""
 
     sizes: dict[str, int | str]
+    offline: bool = False  # whether the hub is out of reach
 
     @property
     def total_bytes(self) -> int:
@@ -37,7 +37,8 @@ class Downloads:
 
     def __str__(self) -> str:
         if not self.sizes:
-            return "to download: nothing"
+            return "to download: nothing" + (
+                " (the hub does not answer, and is not needed)" if self.offline else "")
         rows = [f"  {name}: " + (size if isinstance(size, str) else f"{size / 1e6:,.0f} MB")
                 for name, size in self.sizes.items()]
         seconds = self.total_bytes / LINK_BYTES_PER_S
@@ -49,8 +50,8 @@ def plan(config: Config, *, faces: Path, caches: Sequence[Path | None] = (),
          drive: Path | None = None) -> Downloads:
     """Ask the hub for the sizes of all that a run will fetch and this machine does not have.
 
-    A hub that does not answer is named with its error and is no reason to stop: what is needed
-    and missing will stop the cell that needs it.
+    A hub that is busy is named with its error and is no reason to stop, nor is one that does not
+    answer where nothing is missing.
 
     Args:
         faces, drive: the folder of prepared faces and of its copies, as for `data.prepare`.
@@ -58,16 +59,28 @@ def plan(config: Config, *, faces: Path, caches: Sequence[Path | None] = (),
 
     Returns:
         By origin, only what is missing; streamed images are estimated.
+
+    Raises:
+        RuntimeError: something is missing, and the hub is out of reach.
     """
     made = faces / store_name(config.data, config.run.seed)
     streams = (config.data.source == "celeba-hq" and not made.is_dir()
                and not is_kept(made, drive))
-    sizes = {name: _missing(name, fetches)
-             for name, fetches in _repositories(config, caches, streams)}
+    repositories, silence, sizes = _repositories(config, caches, streams), None, {}
+    for name, wanted in repositories.items():
+        try:
+            sizes[name] = missing_bytes(name, *wanted)
+        except RuntimeError as error:
+            silence = error if is_silence(error) else silence
+            sizes[name] = 0 if is_cached(name, *wanted) else str(error)
     if streams:
         sizes[f"{CELEBA_HQ} (about)"] = streamed_images(config) * IMAGE_BYTES
     sizes |= _torchvision_weights(config)
-    return Downloads({name: size for name, size in sizes.items() if size})
+    missing = {name: size for name, size in sizes.items() if size}
+    if missing and silence:
+        raise out_of_reach(f"{', '.join(missing)} for preset {config.preset!r}", silence,
+                           f" (on Kaggle: Settings > Internet){DEMO}") from silence
+    return Downloads(missing, offline=silence is not None)
 
 
 def streamed_images(config: Config) -> int:
@@ -77,24 +90,18 @@ def streamed_images(config: Config) -> int:
 
 
 def _repositories(config: Config, caches: Sequence[Path | None],
-                  streams: bool) -> list[Wanted]:
-    base, wanted = config.model.base, []
+                  streams: bool) -> dict[str, list[Wanted]]:
+    """What is fetched of each repository of a hub."""
+    base, wanted = config.model.base, {}
     if base != TINY_BASE:
         embedded = is_embedded(base, config.model.prompt, caches)
-        parts = [part for part in PARTS if not (embedded and part in TEXT_PARTS)]
-        wanted.append((base, tuple(part_files(part) for part in parts)))
+        wanted[base] = [part_files(part) for part in PARTS
+                        if not (embedded and part in TEXT_PARTS)]
     if streams:
-        wanted.append((FACE_PARSER, (PARSER_FILES,)))
+        wanted[FACE_PARSER] = [PARSER_FILES]
     if config.loss.clip:
-        wanted.append((CLIP_NAME, (CLIP_FILES,)))
+        wanted[CLIP_NAME] = [CLIP_FILES]
     return wanted
-
-
-def _missing(name: str, fetches: tuple[tuple, ...]) -> int | str:
-    try:
-        return missing_bytes(name, *fetches)
-    except RuntimeError as error:
-        return str(error)
 
 
 def _torchvision_weights(config: Config) -> dict[str, int]:

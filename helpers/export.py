@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HTTPError  # of whichever HTTP library the hub client uses
 from safetensors import SafetensorError
 from safetensors import torch as tensor_bytes
 from torch import Tensor, nn
@@ -28,6 +26,7 @@ from torch import Tensor, nn
 from .config import TINY_BASE, Config, ModelConfig, refused
 from .files import write_whole
 from .model import SplatEnhancer
+from .snapshots import fetch
 
 WEIGHTS, CARD = "splat_enhancer.safetensors", "card.json"
 FORMAT = "splat-enhancer-export-1"
@@ -35,7 +34,6 @@ PROMPT = "prompt_embedding"  # its name in the file: with it, loading needs no t
 MODEL_FIELDS = ("base", "timestep", "unet_rank", "vae_rank", "prompt")  # all that inference needs
 PACKAGES = ("torch", "diffusers", "peft", "safetensors")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-HUB_ERRORS = (OSError, ValueError, HTTPError)
 FINGERPRINT_RTOL = 1e-4  # half precision moves a mean of magnitudes by less
 EXPORT_AGAIN = "export the model again"
 
@@ -97,7 +95,7 @@ def load(name: str | Path, *, device: torch.device | str = "cpu",
 
     Raises:
         ValueError: no export there, a damaged one, or one that does not fit its base.
-        RuntimeError: the hub did not give the base.
+        RuntimeError: the hub did not give it, or its base.
     """
     card, tensors = read(_fetch(name))
     if dtype is None:
@@ -155,17 +153,10 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _fetch(name: str | Path) -> Path:
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    expected = "a folder with an export, or the reachable hub name of one"
-    if not isinstance(name, str) or not HUB_NAME.fullmatch(name):
-        raise refused("name", expected, str(name), "check the path")
-    try:
-        return Path(snapshot_download(name, allow_patterns=[CARD, WEIGHTS]))
-    except HUB_ERRORS as error:
-        raise refused("name", expected, name, "check name and network, and log in with "
-                      "`hf auth login` if it is private") from error
+    if not Path(name).is_dir() and not (isinstance(name, str) and HUB_NAME.fullmatch(name)):
+        raise refused("name", "a folder with an export, or the hub name of one", str(name),
+                      "check the path")
+    return fetch(name, [CARD, WEIGHTS], instead="")
 
 
 def _read_card(path: Path) -> dict[str, Any]:

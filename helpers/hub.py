@@ -10,7 +10,8 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from .config import TINY_BASE, refused
-from .export import CARD, HUB_ERRORS, HUB_NAME, WEIGHTS, read
+from .export import CARD, HUB_NAME, WEIGHTS, read
+from .snapshots import HUB_ERRORS
 
 
 def push(folder: str | Path, repo_id: str, *, private: bool = True) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .config import refused
-from .snapshots import HUB_ERRORS, TRANSFORMERS_WEIGHTS, fetch, out_of_reach
+from .snapshots import HUB_ERRORS, TRANSFORMERS_WEIGHTS, fetch, loading_quietly, out_of_reach
 
 REGIONS = ("background", "skin", "eyes", "nose", "mouth", "hair")  # the values of a region map
 BACKGROUND, SKIN, EYES, NOSE, MOUTH, HAIR = range(len(REGIONS))
@@ -62,9 +62,11 @@ class FaceParser:
         try:
             # By class: older checkpoints name a SegformerFeatureExtractor that Auto rejects
             self.processor = SegformerImageProcessor.from_pretrained(folder)
-            self.model = SegformerForSemanticSegmentation.from_pretrained(folder).to(device).eval()
+            with loading_quietly():
+                model = SegformerForSemanticSegmentation.from_pretrained(folder)
         except HUB_ERRORS as error:
             raise out_of_reach(name, error) from error
+        self.model = model.to(device).eval()
         self.lookup = region_lookup(self.model.config.id2label).to(device)
 
     @torch.no_grad()

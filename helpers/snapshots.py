@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelInfo, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -20,25 +22,32 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import tqdm
 
-HUB_ERRORS = (OSError, *HfHubHTTPError.__bases__)  # with its HTTP library's own base error
+# A name that cannot be one, and the base error of the client's own HTTP library
+HUB_ERRORS = (OSError, HFValidationError, *HfHubHTTPError.__bases__)
 TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the better one first
 WAITS_S = (2, 4, 8)  # before the tries after the first
 LONGEST_WAIT_S = 60  # of those that a hub asks for
+ANSWER_S = 10  # for a question without content
+DEMO = ", or choose the 'demo' preset"
 BUSY = (408, 429, 500, 502, 503, 504)  # statuses that pass
 BROKEN = (ConnectionError, TimeoutError, HTTPException, socket.gaierror,
           *(kind for kind in HfHubHTTPError.__bases__ if kind is not OSError))
+Wanted = tuple[Sequence[str], Sequence[str]]  # `files` and `weights` of a `fetch`
 
 
-def fetch(name: str | Path, files: Sequence[str], weights: Sequence[str] = ()) -> Path:
+def fetch(name: str | Path, files: Sequence[str], weights: Sequence[str] = (), *,
+          instead: str = DEMO) -> Path:
     """Fetch some files of a hub repository; what lies in the cache is not fetched again.
 
     The hub's client resumes broken downloads. A hub that is busy, or a connection that is reset,
-    it gives up on at once: then all is tried again, up to three times.
+    it gives up on at once: then all is tried again, up to three times. What a hub does not give
+    after that is taken from the cache, if all of it lies there.
 
     Args:
         name: a hub name, or a folder, which is returned as it is.
-        files: patterns of the files.
+        files: patterns of the files; each matches one or more.
         weights: patterns, the preferred first; the first that matches anything is fetched too.
+        instead: what an error names as another way out.
 
     Returns:
         The folder that has them.
@@ -48,15 +57,27 @@ def fetch(name: str | Path, files: Sequence[str], weights: Sequence[str] = ()) -
     """
     if Path(name).is_dir():
         return Path(name)
-    for choice in [[pattern] for pattern in weights] or [[]]:
-        folder = _persistently(str(name), [*files, *choice])
-        if all(any(folder.glob(pattern)) for pattern in choice):
-            return folder
-    raise RuntimeError(f"hub: expected {name} to have one of {', '.join(weights)}, got none; "
-                       "check the connection and the name, or choose the 'demo' preset")
+    try:
+        folder = _first_whole(partial(_download, str(name)), files, weights)
+        if folder is None:
+            _ask(str(name))  # out of reach, a client before 1.0 returns what the cache has
+    except HUB_ERRORS as error:
+        if (folder := _cached(str(name), files, weights)) is None:
+            raise out_of_reach(str(name), error, instead) from error
+        print(f"hub: {name}: {_reason(error)}; what lies in the cache is used")
+    if folder is None:
+        raise RuntimeError(f"hub: expected {name} to have {', '.join(files)}"
+                           f"{' and one of ' if weights else ''}{', '.join(weights)}, got none; "
+                           f"check the name{instead}")
+    return folder
 
 
-def missing_bytes(name: str, *wanted: tuple[Sequence[str], Sequence[str]]) -> int:
+def is_cached(name: str, *wanted: Wanted) -> bool:
+    """Whether the hub's cache has all that is wanted, as for `missing_bytes`; no hub is asked."""
+    return all(_cached(name, *each) for each in wanted)
+
+
+def missing_bytes(name: str, *wanted: Wanted) -> int:
     """Ask the hub for the size of what is not in the cache yet, in bytes.
 
     Args:
@@ -69,8 +90,8 @@ def missing_bytes(name: str, *wanted: tuple[Sequence[str], Sequence[str]]) -> in
     if Path(name).is_dir():
         return 0
     try:
-        info = HfApi().model_info(name, files_metadata=True)
-    except (*HUB_ERRORS, HFValidationError) as error:
+        info = _ask(name)
+    except HUB_ERRORS as error:
         raise out_of_reach(f"the sizes of {name}", error) from error
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     patterns = {pattern for files, weights in wanted for pattern in (
@@ -80,19 +101,42 @@ def missing_bytes(name: str, *wanted: tuple[Sequence[str], Sequence[str]]) -> in
                and not isinstance(try_to_load_from_cache(name, path, revision=info.sha), str))
 
 
-def out_of_reach(what: str, error: BaseException) -> RuntimeError:
+@contextmanager
+def loading_quietly() -> Iterator[None]:
+    """Without the bars of transformers and the hub's client: a saved notebook would keep them.
+
+    Nor their reports of what a checkpoint has too much; what it lacks is for the caller to see.
+    """
+    from transformers.utils import logging
+
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+
+
+def out_of_reach(what: str, error: BaseException, instead: str = DEMO) -> RuntimeError:
     """The error of something that the hub did not give: what came, and what helps against it."""
-    return RuntimeError(f"hub: expected to load {what}, got {_reason(error)}; {_remedy(error)}, "
-                        "or choose the 'demo' preset")
+    return RuntimeError(f"hub: expected to load {what}, got {_reason(error)}; "
+                        f"{_remedy(error)}{instead}")
+
+
+def is_silence(error: BaseException) -> bool:
+    """Whether the hub gave no answer at all, or is not to be asked."""
+    return _response(error) is None and any(isinstance(c, BROKEN) for c in _causes(error))
 
 
 def passes(error: BaseException) -> bool:
     """Whether another try may succeed: a busy hub or a broken connection, not a refusal."""
     if (response := _response(error)) is not None:
         return response.status_code in BUSY
-    causes = list(_causes(error))
-    return (any(isinstance(cause, BROKEN) for cause in causes)
-            and not any(isinstance(cause, OfflineModeIsEnabled) for cause in causes))
+    return is_silence(error) and not any(isinstance(cause, OfflineModeIsEnabled)
+                                         for cause in _causes(error))
 
 
 class _Bar(tqdm):
@@ -103,18 +147,40 @@ class _Bar(tqdm):
         super().__init__(*arguments, **options | ({"disable": True} if hidden else {}))
 
 
-def _persistently(name: str, patterns: Sequence[str]) -> Path:
-    for wait_s in (*WAITS_S, 0):
+def _first_whole(look: Callable[..., str], files: Sequence[str],
+                 weights: Sequence[str]) -> Path | None:
+    """The folder that `look` finds for the files and the first weights that there are."""
+    for choice in [[pattern] for pattern in weights] or [[]]:
+        folder = Path(look(allow_patterns=(patterns := [*files, *choice])))
+        if all(any(folder.glob(pattern)) for pattern in patterns):
+            return folder
+    return None
+
+
+def _cached(name: str, files: Sequence[str], weights: Sequence[str]) -> Path | None:
+    try:
+        look = partial(snapshot_download, name, local_files_only=True)
+        return _first_whole(look, files, weights)
+    except HUB_ERRORS:  # nothing there, or not all
+        return None
+
+
+def _ask(name: str) -> ModelInfo:
+    return HfApi().model_info(name, files_metadata=True, timeout=ANSWER_S)
+
+
+def _download(name: str, allow_patterns: list[str]) -> str:
+    load = partial(snapshot_download, name, allow_patterns=allow_patterns, tqdm_class=_Bar)
+    for wait_s in WAITS_S:
         try:
-            return Path(snapshot_download(name, allow_patterns=list(patterns), tqdm_class=_Bar))
-        except (*HUB_ERRORS, HFValidationError) as error:
-            last = error
-        if not wait_s or not passes(last):
-            break
-        wait_s = _asked_wait_s(last) or wait_s
-        print(f"hub: {name}: {_reason(last)}; trying again in {wait_s} s")
+            return load()
+        except HUB_ERRORS as error:
+            if not passes(error):
+                raise
+            wait_s = _asked_wait_s(error) or wait_s
+            print(f"hub: {name}: {_reason(error)}; trying again in {wait_s} s")
         time.sleep(wait_s)
-    raise out_of_reach(name, last) from last
+    return load()
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -139,7 +205,10 @@ def _asked_wait_s(error: BaseException) -> int:
 
 def _reason(error: BaseException) -> str:
     """What came, in one line and without the client's advice."""
-    named = next((c for c in _causes(error) if getattr(c, "response", None) is not None), error)
+    causes = list(_causes(error))
+    named = next((cause for cause in causes if getattr(cause, "response", None) is not None), None)
+    broken = [cause for cause in causes if isinstance(cause, BROKEN)]  # the last is what happened
+    named = named or (broken or [error])[-1]
     line = next((line for line in str(named).splitlines() if line.strip()), "").strip()
     said = getattr(named, "server_message", None) or ""
     return f"{type(named).__name__}: {line} {said if said not in line else ''}".rstrip()

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .config import DataConfig, refused
 from .regions import CELEBA_MASK_LABELS, FACE_PARSER, region_lookup
-from .snapshots import HUB_ERRORS, out_of_reach, passes
+from .snapshots import HUB_ERRORS, loading_quietly, out_of_reach, passes
 
 CELEBA_HQ = "mattymchen/celeba-hq"
 AVATAR_CODE = ("avatars.py", "hair.py", "head.py", "regions.py", "splat.py")  # their origin
@@ -277,7 +277,8 @@ def _rows_after(place: Place, stream: Iterable[Row]) -> Iterator[Row]:
 
 def _hub_stream() -> Iterable[Row]:
     """CelebA-HQ, about 0.1 MB a face; only the parts of files that are taken are downloaded."""
-    stream = datasets.load_dataset(CELEBA_HQ, split="train", streaming=True)
+    with loading_quietly():
+        stream = datasets.load_dataset(CELEBA_HQ, split="train", streaming=True)
     if hasattr(stream, "reshard"):  # since datasets 4.6: parts of files can be passed over
         stream = stream.reshard()
     if "image" in (stream.features or {}):  # kept encoded: a broken image then has a name

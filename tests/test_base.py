@@ -8,10 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging
 
 from helpers.base import embed_prompt, read_alpha_bar
-from helpers.config import ModelConfig
-from helpers.model import SplatEnhancer
 
 GOLDEN_BASE = Path(__file__).parent / "fixtures" / "golden" / "base"
 
@@ -64,16 +63,16 @@ def test_a_network_without_all_its_weights_is_refused(full_base, tmp_path):
         embed_prompt(str(base), "a face")
 
 
+def test_loading_shows_no_bar_and_leaves_bars_as_they_were(full_base, capsys):
+    for shown in (False, True):
+        logging.enable_progress_bar() if shown else logging.disable_progress_bar()
+        embed_prompt(str(full_base), "a face")
+        assert logging.is_progress_bar_enabled() is shown and not capsys.readouterr().err
+
+
 def test_too_long_prompt_raises(full_base):
     with pytest.raises(ValueError, match="77 tokens at most, got 102"):
         embed_prompt(str(full_base), "a " * 100)
-
-
-def test_unreachable_hub_names_the_demo_preset(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(RuntimeError, match=r"no-such-base.*'demo' preset"):
-        SplatEnhancer.from_pretrained(ModelConfig(base="nobody/no-such-base"), device="cpu")
 
 
 def test_noise_schedule_is_read_and_a_base_of_another_kind_is_refused(tmp_path):

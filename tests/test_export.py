@@ -22,6 +22,7 @@ from helpers.export import CARD, WEIGHTS, export, load, read
 from helpers.hub import push
 from helpers.model import SplatEnhancer
 from helpers.pix2pix_turbo import from_pix2pix_turbo
+from helpers.snapshots import HUB_ERRORS
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
 EXPECTED = load_file(GOLDEN / "tensors.safetensors")
@@ -248,29 +249,11 @@ def test_a_damaged_export_is_refused_by_name(folder, damage, words):
                                   Path("owner/name"), "owner/name@main", ""])
 def test_what_is_neither_a_folder_nor_a_hub_name_is_refused_without_the_network(
         name, monkeypatch, tmp_path):
-    monkeypatch.setattr(exports, "snapshot_download", lambda *_, **__: pytest.fail("fetched"))
+    monkeypatch.setattr("helpers.snapshots.snapshot_download",
+                        lambda *_, **__: pytest.fail("fetched"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=REFUSAL):
         load(name)
-
-
-def test_a_hub_name_fetches_just_the_two_files(model, exported, monkeypatch):
-    calls = []
-
-    def download(name, *, allow_patterns):
-        calls.append((name, sorted(allow_patterns)))
-        return str(exported)
-
-    monkeypatch.setattr(exports, "snapshot_download", download)
-    assert torch.equal(load("owner/enhancer").enhance(IMAGES), model.enhance(IMAGES))
-    assert calls == [("owner/enhancer", [CARD, WEIGHTS])]
-
-
-@pytest.mark.parametrize("error", [OSError("offline"), exports.HTTPError("no route")])
-def test_a_hub_out_of_reach_is_refused_with_advice(error, monkeypatch):
-    monkeypatch.setattr(exports, "snapshot_download", _raise(error))
-    with pytest.raises(ValueError, match="hf auth login"):
-        load("owner/enhancer")
 
 
 def _raise(error):
@@ -341,11 +324,11 @@ def test_push_refuses_before_it_touches_the_hub(folder, monkeypatch):
         push(folder, "owner/enhancer")
 
 
-@pytest.mark.parametrize("error", [OSError("401"), ValueError("bad"), exports.HTTPError("no net")])
-def test_push_says_how_to_log_in(folder, error, monkeypatch):
+@pytest.mark.parametrize("kind", HUB_ERRORS)
+def test_push_says_how_to_log_in(folder, kind, monkeypatch):
     _settings(folder, base=TINY_BASE)
     monkeypatch.setattr(hub, "HfApi", Hub)
-    monkeypatch.setattr(Hub, "create_repo", _raise(error))
+    monkeypatch.setattr(Hub, "create_repo", _raise(kind("no net")))
     with pytest.raises(ValueError, match="hf auth login"):
         push(folder, "owner/enhancer")
 

@@ -25,12 +25,14 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTextModel
 
-from helpers import downloads, sources
+from helpers import downloads, snapshots, sources
 from helpers.__main__ import NOTEBOOK, ROOT, execute_notebook
 from helpers.base import load_network
-from helpers.config import SD_TURBO, preset
+from helpers.config import SD_TURBO, TINY_BASE, preset
 from helpers.evaluate import read_metrics
+from helpers.export import CARD, WEIGHTS, export, load
 from helpers.losses import CLIP_NAME
+from helpers.model import SplatEnhancer
 from helpers.regions import FACE_PARSER, FaceParser
 from helpers.snapshots import fetch
 from helpers.sources import CELEBA_HQ
@@ -51,17 +53,27 @@ BASE_FILES = {
     "tokenizer/tokenizer_config.json", "tokenizer/vocab.json", "unet/config.json",
     "unet/diffusion_pytorch_model.fp16.safetensors", "vae/config.json",
     "vae/diffusion_pytorch_model.fp16.safetensors"}
+DEAF = [Fault("/", 10**6, hang_up=True)]  # it accepts a connection and hangs up
+NOWHERE = "http://127.0.0.1:9"  # nobody answers
+OF_DEMO = {"model.base": TINY_BASE, "data.source": "avatars", "loss.clip": 0.0}
 OTHER_PARSER = "someone/face-parsing"
 
 
-def outcome(action: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
+def outcome(action: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, str]:
     """What an action returns, or its error in words; and what it printed."""
     with redirect_stdout(StringIO()) as printed:
         try:
-            value = action(*arguments)
+            value = action(*arguments, **options)
         except Exception as error:
             value = f"{type(error).__name__}: {error}"
     return value, printed.getvalue()
+
+
+def impatiently(action: Callable[..., Any], *arguments: Any) -> Any:
+    """What an action returns that never waits before it tries again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshots, "WAITS_S", (0, 0, 0))
+        return action(*arguments)
 
 
 def load_text_encoder(name: str) -> int:
@@ -88,16 +100,26 @@ def read_rows(count: int) -> tuple[int, str]:
     return len(rows), sorted(rows[0])
 
 
-def plan(folder: str) -> dict[str, int | str]:
-    config = preset("t4").with_({"loss.pretrained": False})
-    return downloads.plan(config, faces=Path(folder), caches=[Path(folder)]).sizes
+def plan(place: str, **changes: Any) -> downloads.Downloads:
+    """That of the notebook run in this place; with no changes a run of the preset as it is."""
+    config = preset("t4").with_({"loss.pretrained": False} | changes)
+    return downloads.plan(config, faces=Path(place, "data"), caches=[Path(place, "runs", "t4")])
+
+
+def load_enhancer(name: str) -> list[str]:
+    return list(load(name).trained_state())
 
 
 @pytest.fixture(scope="module")
-def hub():
+def hub(tmp_path_factory):
     served = repositories()
     base = served[f"models/{SD_TURBO}"]
     big = Repository({"big.safetensors": bytes(25_000_000), "big.json": b"{}"})
+    demo = preset("demo")
+    enhancer = export(SplatEnhancer.from_pretrained(demo.model, device="cpu"), demo,
+                      tmp_path_factory.mktemp("export"))
+    served["models/someone/enhancer"] = Repository(
+        {path.name: path.read_bytes() for path in enhancer.iterdir()} | {"README.md": b"Mine"})
     served |= {f"models/{name}/base": base for name in ("busy", "down", "reset", "slow", "deaf")}
     served["models/cut/big"] = big
     encoder = {path.replace(".fp16", ""): content for path, content in base.files.items()
@@ -121,7 +143,7 @@ def client(hub, home, **more):
         for name, value in environment(hub, home, **more).items():
             patch.setenv(name, value)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            yield lambda *call: pool.submit(outcome, *call).result()
+            yield lambda *call, **options: pool.submit(outcome, *call, **options).result()
 
 
 @pytest.fixture(scope="module")
@@ -138,36 +160,45 @@ def online(hub, home):
 @pytest.fixture
 def ask(hub, online):
     """Runs an action while the hub has some faults; the requests kept are those of this action."""
-    def run(action, *arguments, faults=()):
+    def run(action, *arguments, faults=(), **options):
         hub.requests.clear()
         hub.faults[:] = faults
-        return online(action, *arguments)
+        return online(action, *arguments, **options)
     return run
 
 
 @pytest.fixture(scope="module")
 def sessions(hub, tmp_path_factory):
     """The notebook as `t4`; then on a machine with empty caches, in the same folders, as far as
-    something could be downloaded."""
+    something could be downloaded; then a new run on the first machine, which is cut off."""
     place = tmp_path_factory.mktemp("t4")
-    notebook = nbformat.read(ROOT / NOTEBOOK, as_version=4)
     (place / "helpers").symlink_to(ROOT / "helpers")
-    for cell in notebook.cells:
-        cell.source = (cell.source.replace("CHANGES = {}", f"CHANGES = {CHANGES}")
-                       .replace("workspace(machine)", "workspace(machine, Path.cwd())"))
-    last = next(i for i, cell in enumerate(notebook.cells) if "Load the loss" in cell.source)
-    slow = ("Degrade step by step", "Look at each effect", "Plan the memory")
     kept = []
-    for cells in (notebook.cells, [cell for cell in notebook.cells[:last + 1]
-                                   if not any(title in cell.source for title in slow)]):
-        nbformat.write(nbformat.from_dict(notebook | {"cells": cells}), place / NOTEBOOK)
+    cut_off = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": NOWHERE}
+    for home, run_name, last, more in (("first", "", "Restore an image", {}),
+                                       ("second", "", "Load the loss", {}),
+                                       ("first", "offline", "Restore an image", cut_off)):
+        write_notebook(place / NOTEBOOK, run_name, last)
         hub.requests.clear()
         done = subprocess.run(
-            [sys.executable, "-m", "tests.test_hub", str(place), str(place / "out")], cwd=ROOT,
-            env=environment(hub, place / f"home{len(cells)}"), capture_output=True, text=True)
+            [sys.executable, "-m", "tests.test_hub", str(place), str(place / f"out{len(kept)}")],
+            cwd=ROOT, env=environment(hub, place / home, **more), capture_output=True,
+            encoding="utf-8")
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
         kept.append((hub.sent(), hub.lines()))
     return place, kept
+
+
+def write_notebook(path, run_name, last):
+    """The notebook at small settings, up to its last cell."""
+    notebook = nbformat.read(ROOT / NOTEBOOK, as_version=4)
+    end = next(i for i, cell in enumerate(notebook.cells) if last in cell.source)
+    del notebook.cells[end + 1:]
+    for cell in notebook.cells:
+        cell.source = (cell.source.replace("CHANGES = {}", f"CHANGES = {CHANGES}")
+                       .replace('RUN_NAME = ""', f'RUN_NAME = "{run_name}"')
+                       .replace("workspace(machine)", "workspace(machine, Path.cwd())"))
+    nbformat.write(notebook, path)
 
 
 def test_t4_runs_from_the_first_cell_to_the_last_through_the_hub(sessions):
@@ -178,8 +209,15 @@ def test_t4_runs_from_the_first_cell_to_the_last_through_the_hub(sessions):
     assert (place / "results" / "t4" / "restored.png").is_file()
 
 
+def test_a_new_run_of_t4_needs_no_hub_where_all_is_cached(sessions):
+    place, (*_, (_, lines)) = sessions
+    executed = (place / "out2" / NOTEBOOK).read_text(encoding="utf-8")
+    assert "to download: nothing (the hub does not answer, and is not needed)" in executed
+    assert (place / "results" / "offline" / "restored.png").is_file() and not lines
+
+
 def test_only_what_is_needed_is_fetched_and_nothing_twice(sessions, hub):
-    _, ((sent, lines), _) = sessions
+    _, ((sent, lines), *_) = sessions
     models = {file: count for file, count in sent.items() if file.startswith("models/")}
     needed = {SD_TURBO: BASE_FILES, CLIP_NAME: {"config.json", "pytorch_model.bin"},
               FACE_PARSER: {"config.json", "preprocessor_config.json", "model.safetensors"}}
@@ -190,7 +228,7 @@ def test_only_what_is_needed_is_fetched_and_nothing_twice(sessions, hub):
 
 
 def test_of_the_photographs_only_the_first_part_is_streamed(sessions):
-    _, ((sent, _), _) = sessions
+    _, ((sent, _), *_) = sessions
     shards = {file: count for file, count in sent.items() if file.endswith(".parquet")}
     first, *others = (shards[file] for file in sorted(shards))
     assert GROUP_ROWS * IMAGE_BYTES < first < GROUP_ROWS * IMAGE_BYTES + READ_AHEAD_BYTES + FOOTERS
@@ -198,21 +236,21 @@ def test_of_the_photographs_only_the_first_part_is_streamed(sessions):
 
 
 def test_a_second_session_needs_no_text_encoder_no_parser_and_no_photographs(sessions):
-    _, (_, (sent, lines)) = sessions
+    _, (_, (sent, lines), _) = sessions
     assert f"models/{SD_TURBO}/unet/diffusion_pytorch_model.fp16.safetensors" in sent
     assert not [line for line in lines for part in ("text_encoder", "tokenizer", FACE_PARSER,
                                                     CELEBA_HQ) if part in line]
 
 
 def test_a_part_in_the_cache_is_not_fetched_again_and_the_plan_knows_it(ask, hub, tmp_path):
-    before, _ = ask(plan, str(tmp_path))
+    before = ask(plan, str(tmp_path))[0].sizes
     assert not hub.sent()
     assert set(before) == {SD_TURBO, FACE_PARSER, CLIP_NAME, f"{CELEBA_HQ} (about)"}
     assert before[SD_TURBO] == sum(len(hub.repositories[f"models/{SD_TURBO}"].files[file])
                                    for file in BASE_FILES)
     assert ask(load_text_encoder, SD_TURBO) == ask(load_text_encoder, SD_TURBO)
     assert not hub.sent()
-    after, _ = ask(plan, str(tmp_path))
+    after = ask(plan, str(tmp_path))[0].sizes
     encoder = hub.repositories[f"models/{SD_TURBO}"].files
     assert before[SD_TURBO] - after[SD_TURBO] == sum(
         len(content) for file, content in encoder.items()
@@ -231,7 +269,7 @@ def test_both_published_label_orders_find_the_same_regions(ask):
 
 @pytest.mark.parametrize(("name", "fault", "said"), [
     ("busy", Fault("/api/models/busy/", 1, 429, {"Retry-After": "1"}), "trying again in 1 s"),
-    ("down", Fault("GET /content/models/down/", 1, 503), "503"),
+    ("down", Fault("GET /content/models/down/", 1, 503), ""),  # some clients try again themselves
     ("reset", Fault("GET /content/models/reset/", 1, cut_at=50_000, reset=True), "reset by peer"),
     ("slow", Fault("GET /content/models/slow/", 1, stall_s=0.05), ""),
 ])
@@ -250,12 +288,12 @@ def test_a_download_cut_in_mid_file_goes_on_where_it_was(ask, hub):
     ("nobody/base", [], ["Repository not found", "check its name", "'demo' preset"]),
     ("gated/base", [], ["GatedRepoError", "accept its terms", "'demo' preset"]),
     ("no/such/folder", [], ["Repo id must be", "check its name", "'demo' preset"]),
-    ("deaf/base", [Fault("deaf", 99, hang_up=True)], ["disconnected", "check the connection"]),
+    ("deaf/base", DEAF, ["connect", "check the connection", "'demo' preset"]),
 ])
 def test_what_the_hub_does_not_give_is_an_error_with_advice(ask, hub, name, faults, words):
-    error, printed = ask(load_text_encoder, name, faults=faults)
+    error, printed = ask(impatiently, load_text_encoder, name, faults=faults)
     assert error.startswith(f"RuntimeError: hub: expected to load {name}, got ")
-    assert all(word in error for word in words)
+    assert all(word in error for word in words) and "Cannot find an appropriate" not in error
     assert printed.count("trying again") == (3 if faults else 0)
 
 
@@ -270,19 +308,46 @@ def test_the_stream_of_photographs_goes_on_after(ask, fault):
     assert fault.times == 0
 
 
-def test_offline_the_cache_is_enough_and_what_it_lacks_is_named(hub, home, ask, tmp_path):
+def test_offline_the_cache_is_enough_and_what_it_lacks_is_named(hub, home, ask, sessions):
     warm, _ = ask(load_text_encoder, SD_TURBO)
     parsed, _ = ask(parse, FACE_PARSER)
     with client(hub, home, HF_HUB_OFFLINE="1") as offline:
         hub.requests.clear()
         assert offline(load_text_encoder, SD_TURBO)[0] == warm
         assert offline(parse, FACE_PARSER)[0] == parsed
-        for action in (load_vae, load_text_encoder):
-            error, _ = offline(action, SD_TURBO if action is load_vae else "cold/base")
-            assert error.startswith("RuntimeError: hub: expected to load")
-            assert "HF_HUB_OFFLINE" in error and "'demo' preset" in error
-        assert "HF_HUB_OFFLINE" in offline(plan, str(tmp_path))[0][CLIP_NAME]
+        for action, name in ((load_vae, SD_TURBO), (load_text_encoder, "cold/base")):
+            error, _ = offline(action, name)
+            assert error.startswith(f"RuntimeError: hub: expected to load {name}, got ")
+            assert "unset HF_HUB_OFFLINE" in error and "'demo' preset" in error
+        # Faces and prompt are there, as they would be on Drive
+        error, _ = offline(plan, str(sessions[0]), **CHANGES | {"loss.pretrained": True})
+        assert error.startswith(f"RuntimeError: hub: expected to load {SD_TURBO}, {CLIP_NAME}, "
+                                "torchvision vgg16, torchvision alexnet for preset 't4', got ")
+        assert "unset HF_HUB_OFFLINE" in error and "'demo' preset" in error
         assert not hub.requests
+
+
+def test_a_hub_that_hangs_up_is_not_needed_where_the_cache_has_all(ask, tmp_path):
+    warm, _ = ask(load_text_encoder, SD_TURBO)
+    size, printed = ask(impatiently, load_text_encoder, SD_TURBO, faults=DEAF)
+    assert size == warm and "Cannot find" not in printed
+    error, _ = ask(plan, str(tmp_path), faults=DEAF)
+    assert all(word in error for word in (SD_TURBO, CELEBA_HQ, "check the connection"))
+    assert not ask(plan, str(tmp_path), **OF_DEMO, faults=DEAF)[0].sizes
+
+
+def test_a_busy_hub_is_named_in_the_plan_and_stops_nothing(ask, tmp_path):
+    sizes = ask(plan, str(tmp_path), faults=[Fault("/api/models/", 99, 503)])[0].sizes
+    assert "503" in sizes[SD_TURBO] and "busy" in sizes[SD_TURBO]
+
+
+def test_an_enhancer_by_its_name_on_the_hub_is_two_files(ask, hub):
+    trained, _ = ask(load_enhancer, "someone/enhancer")
+    assert sorted(hub.sent()) == [f"models/someone/enhancer/{file}" for file in (CARD, WEIGHTS)]
+    assert "unet.conv_in.weight" in trained
+    error, _ = ask(load_enhancer, "someone/else")
+    assert error.startswith("RuntimeError: hub: expected to load someone/else, got ")
+    assert error.endswith("log in with huggingface_hub.login() if it is private")
 
 
 if __name__ == "__main__":

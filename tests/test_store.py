@@ -195,14 +195,16 @@ def stream(count=60):
 
 
 class Parser:
-    """Regions of a kind; the Stop button is pressed after so many."""
+    """Regions of a kind; after so many faces the Stop button is pressed, or something happens."""
 
-    def __init__(self, stop=None):
-        self.stop, self.parsed = stop, 0
+    def __init__(self, stop=None, happens=None):
+        self.stop, self.parsed, self.happens = stop, 0, happens
 
     def __call__(self, images):
         if self.parsed == self.stop:
-            raise KeyboardInterrupt
+            if not self.happens:
+                raise KeyboardInterrupt
+            self.happens()
         self.parsed += len(images)
         return images.mul(5).byte()[:, 0]
 
@@ -368,10 +370,9 @@ def test_a_link_that_breaks_is_taken_up_again_after_announced_waits(tmp_path, li
     from_link(tmp_path / "broken", Parser())
     assert contents(only_store(tmp_path / "broken")) == contents(calm.store)
     assert waits and f"trying again in {waits[0]} s" in capsys.readouterr().out
-    link.requests = 0
-    monkeypatch.setattr(link, "breaks_at", range(requests - 2, 10**6))
     with pytest.raises(RuntimeError, match=r"row \d+ of .*reset by peer; check the connection"):
-        from_link(tmp_path / "lost", Parser())
+        from_link(tmp_path / "lost", Parser(stop=16, happens=partial(
+            monkeypatch.setattr, link, "breaks_at", range(10**6))))
     assert list((tmp_path / "lost").glob("*.partial/*")) and not only_store(tmp_path / "lost")
 
 
