@@ -75,9 +75,10 @@ def store_name(config: DataConfig, seed: int) -> str:
         label, origin = "celeba-hq", [CELEBA_HQ, FACE_PARSER]
     else:
         files, masks = _photo_files(config.source)
-        stats = [path.stat() if path.is_file() else path.lstat() for path in files]
+        paths = [*files, *(sorted(masks.glob("*.png")) if masks else ())]
+        stats = [path.stat() if path.is_file() else path.lstat() for path in paths]
         origin = [masks, *((path, stat.st_size, stat.st_mtime)
-                           for path, stat in zip(files, stats, strict=True))]
+                           for path, stat in zip(paths, stats, strict=True))]
         label = files[0].parent.name
     digest = hashlib.sha256(repr([STORE_FORMAT, *origin]).encode()).hexdigest()[:8]
     counts = f"{config.train_images}+{config.test_images}"
@@ -113,7 +114,7 @@ def read_image(source: Path | bytes | Image.Image) -> Image.Image:
         OSError: not an image, or a truncated one.
     """
     if isinstance(source, Path):
-        source = source.read_bytes()
+        source = source.expanduser().read_bytes()
     if not isinstance(source, bytes | Image.Image):
         raise ValueError(f"expected the bytes of an image, got {type(source).__name__}")
     image = source if isinstance(source, Image.Image) else _opened(source)

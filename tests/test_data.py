@@ -88,6 +88,21 @@ def test_avatars_hold_out_identities(tmp_path, monkeypatch):
     assert faces.load("train", [3])[1].unique().tolist() == [3]
 
 
+def test_photographs_whose_masks_changed_are_prepared_anew(tmp_path, photos):
+    masks = photos.with_name("masks")
+    masks.mkdir()
+
+    def prepared(label):
+        for file in photos.iterdir():
+            Image.new("L", (80, 80), label).save(masks / file.name)
+        return prepare(tmp_path / "store", source=photos)
+    faces = prepared(label=1)
+    assert faces.load("train", range(4))[1].unique().tolist() == [1]  # skin
+    assert prepared(label=13).load("train", range(4))[1].unique().tolist() == [5]  # hair
+    (masks / faces.train["key"][0]).unlink()
+    assert list(prepare(tmp_path / "store", source=photos).skipped) == [faces.train["key"][0]]
+
+
 def test_unreadable_images_are_named_and_left_out(tmp_path, photos, capsys):
     whole = (photos / "0.png").read_bytes()
     (photos / "0.png").write_bytes(whole[: len(whole) // 2])
