@@ -30,12 +30,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _text(self, "source")
-        _number(self, "size_px", 64, 2048)
+        _numbers(self, size_px=(64, 2048), train_images=(1, 30_000), test_images=(1, 2_000),
+                 fitted_images=(1, 2_000))
         if self.size_px % 64:
             raise refused("data.size_px", "a multiple of 64", self.size_px, "use 128, 256 or 512")
-        _number(self, "train_images", 1, 30_000)
-        _number(self, "test_images", 1, 2_000)
-        _number(self, "fitted_images", 1, 2_000)
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,7 @@ class DegradeConfig:
     noise: float = 0.05  # mostly grey grain, its size a fixed share of the picture
 
     def __post_init__(self) -> None:
-        for entry in dataclasses.fields(self):
-            _number(self, entry.name, 0.0, 1.0)
+        _numbers(self, **dict.fromkeys(vars(self), (0.0, 1.0)))
 
 
 @dataclass(frozen=True)
@@ -100,11 +97,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _text(self, "base")
         _text(self, "prompt")
-        _number(self, "timestep", 0, 999)
-        _number(self, "unet_rank", 1, 256)
-        _number(self, "vae_rank", 1, 256)
-        _number(self, "skip_init", 0.0, 1.0)
-        _number(self, "skip_dropout", 0.0, 1.0)
+        _numbers(self, timestep=(0, 999), unet_rank=(1, 256), vae_rank=(1, 256),
+                 skip_init=(0.0, 1.0), skip_dropout=(0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -119,9 +113,8 @@ class LossConfig:
     pretrained: bool = True  # False: VGG16 with seeded random weights (offline), named as such
 
     def __post_init__(self) -> None:
-        for name in ("l1", "lpips", "gram", "clip"):
-            _number(self, name, 0.0, 1_000.0)
-        _number(self, "vgg_view_px", 0, 2048)
+        _numbers(self, l1=(0.0, 1_000.0), lpips=(0.0, 1_000.0), gram=(0.0, 1_000.0),
+                 clip=(0.0, 1_000.0), vgg_view_px=(0, 2048))
         if 0 < self.vgg_view_px < 16:
             raise refused("loss.vgg_view_px", "0, or 16 and more", self.vgg_view_px, "use 64")
         if not isinstance(self.pretrained, bool):
@@ -144,13 +137,9 @@ class OptimConfig:
     memory: str = "auto"  # "full", "lean" (half the memory, a third more work), or what fits
 
     def __post_init__(self) -> None:
-        _number(self, "steps", 1, 10_000_000)
-        _number(self, "batch", 1, 1_024)
-        _number(self, "accumulate", 1, 1_024)
-        _number(self, "learning_rate", 1e-9, 1.0)
-        _number(self, "warmup_steps", 0, 100_000)
-        _number(self, "weight_decay", 0.0, 1.0)
-        _number(self, "clip_norm", 1e-6, 1e6)
+        _numbers(self, steps=(1, 10_000_000), batch=(1, 1_024), accumulate=(1, 1_024),
+                 learning_rate=(1e-9, 1.0), warmup_steps=(0, 100_000), weight_decay=(0.0, 1.0),
+                 clip_norm=(1e-6, 1e6))
         if self.memory not in ("auto", "full", "lean"):
             raise _refused_field(self, "memory", "'auto', 'full' or 'lean'")
 
@@ -173,11 +162,9 @@ class RunConfig:
         if not whole or self.name.split(".")[0].lower() in NO_FILE_NAMES:
             raise refused("run.name", "letters, digits, '-', '_' and '.' within, and no name that "
                           "Windows keeps to itself", self.name, "rename it")
-        _number(self, "seed", 0, 2**31 - 1)
-        _number(self, "save_every_steps", 1, 1_000_000)
-        _number(self, "save_every_s", 1, 86_400)
-        _number(self, "loader_workers", 0, 64)
-        _number(self, "preview_every_steps", 1, 1_000_000)
+        _numbers(self, seed=(0, 2**31 - 1), save_every_steps=(1, 1_000_000),
+                 save_every_s=(1, 86_400), loader_workers=(0, 64),
+                 preview_every_steps=(1, 1_000_000))
 
 
 @dataclass(frozen=True)
@@ -300,13 +287,14 @@ def refused(name: str, expected: str, got: object, remedy: str) -> ValueError:
     return ValueError(f"{name}: expected {expected}, got {got!r}; {remedy}")
 
 
-def _number(config: object, name: str, low: float, high: float) -> None:
-    value, kind = getattr(config, name), type(config).__annotations__[name]
-    kinds = int if kind == "int" else (int, float)
-    right_type = isinstance(value, kinds) and not isinstance(value, bool)
-    if not right_type or not low <= value <= high:
-        noun = "a whole number" if kind == "int" else "a number"
-        raise _refused_field(config, name, f"{noun} from {low} to {high}")
+def _numbers(config: object, **limits: tuple[float, float]) -> None:
+    for name, (low, high) in limits.items():
+        value, kind = getattr(config, name), type(config).__annotations__[name]
+        kinds = int if kind == "int" else (int, float)
+        right_type = isinstance(value, kinds) and not isinstance(value, bool)
+        if not right_type or not low <= value <= high:
+            noun = "a whole number" if kind == "int" else "a number"
+            raise _refused_field(config, name, f"{noun} from {low} to {high}")
 
 
 def _text(config: object, name: str) -> None:

@@ -130,30 +130,6 @@ def keep_damage(settings: DegradeConfig | None, folders: Sequence[Path | None],
                       "see to the folder, then try again") from failed[paths[0]]
 
 
-def damage_file(folders: Sequence[Path | None],
-                say: Callable[[str], None] = print) -> Path | None:
-    """Find the file that `kept_damage` reads: that of the first folder that has one.
-
-    Args:
-        folders, say: as for `keep_damage`.
-
-    Raises:
-        ValueError: the first folder cannot be looked into.
-    """
-    for place, folder in enumerate(folder for folder in folders if folder):
-        try:
-            (folder / FILE).stat()
-            return folder / FILE
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            if not place:
-                raise refused(str(folder), "a folder to look into", str(error),
-                              "mend it") from error
-            say(f"{folder} was passed over ({error}).")
-    return None
-
-
 def kept_damage(folders: Sequence[Path | None],
                 say: Callable[[str], None] = print) -> DegradeConfig | None:
     """Read what `keep_damage` wrote, fields added since at their defaults; None if there is none.
@@ -162,15 +138,23 @@ def kept_damage(folders: Sequence[Path | None],
         folders, say: as for `keep_damage`; the first folder that has the file wins.
 
     Raises:
-        ValueError: the file is broken or foreign; the message names it.
+        ValueError: the file is broken or foreign, the message names it; or the first folder cannot
+            be looked into.
     """
-    path = damage_file(folders, say)
-    if path is None:
-        return None
-    try:
-        return DegradeConfig(**json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise refused(str(path), "settings that the sliders wrote", str(error), _REMEDY) from error
+    for place, folder in enumerate(folder for folder in folders if folder):
+        try:
+            return DegradeConfig(**json.loads((folder / FILE).read_bytes()))
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            if not place:
+                raise refused(str(folder), "a folder to look into", str(error),
+                              "mend it") from error
+            say(f"{folder} was passed over ({error}).")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise refused(str(folder / FILE), "settings that the sliders wrote", str(error),
+                          _REMEDY) from error
+    return None
 
 
 def _to_bytes(settings: DegradeConfig) -> bytes:

@@ -22,19 +22,12 @@ from .splat import drawing_device
 
 @dataclass(frozen=True)
 class Stage:
-    """One named step of the pipeline.
+    """One named step of the pipeline."""
 
-    Args:
-        name: key of its picture in `stages` and of its random numbers.
-        amounts: the fields of `DegradeConfig` that drive it; with all of them 0 it is skipped.
-        apply: the effect, see `effects`.
-        varies: whether `DegradeConfig.variation` matters to it.
-    """
-
-    name: str
-    amounts: tuple[str, ...]
-    apply: Callable[[Tensor, Tensor, effects.Amounts, Draws], Tensor]
-    varies: bool = False
+    name: str  # key of its picture in a `Preview` and of its random numbers
+    amounts: tuple[str, ...]  # fields of `DegradeConfig` that drive it; all 0, and it is skipped
+    apply: Callable[[Tensor, Tensor, effects.Amounts, Draws], Tensor]  # see `effects`
+    varies: bool = False  # whether `DegradeConfig.variation` matters to it
 
 
 STAGES = (
@@ -78,7 +71,6 @@ def degrade(clean: Tensor, regions: Tensor, settings: DegradeConfig, seeds: Tens
     _check_clean(clean, regions)
     _check_regions(regions, seeds)
     amounts = _scaled(settings, len(seeds)) if amounts is None else amounts.cpu()
-    _check_amounts(amounts, len(seeds))
     degraded = torch.empty_like(clean, memory_format=torch.contiguous_format)
     home = drawing_device(clean.device)
     step = 1 if home.type == "cpu" else len(clean)
@@ -134,11 +126,6 @@ def variation_mask(regions: Tensor, settings: DegradeConfig, seeds: Tensor) -> T
     contrast = torch.tensor(settings.variation, device=regions.device)
     return torch.cat([effects.vary(parts, contrast, Draws([seed], "regions", regions.device))[:, 0]
                       for parts, seed in zip(regions.split(1), seeds.tolist(), strict=True)])
-
-
-def stages(clean: Tensor, regions: Tensor, settings: DegradeConfig, seed: int) -> dict[str, Tensor]:
-    """Keep the picture after every stage of `degrade`, see `Preview`."""
-    return Preview(clean, regions)(settings, seed)
 
 
 class Preview:
@@ -209,14 +196,6 @@ def _amounts_of(stage: Stage, amounts: Tensor) -> Tensor:
 def _scaled(settings: DegradeConfig, count: int) -> Tensor:
     values = [getattr(settings, name) * settings.strength for name in AMOUNTS]
     return torch.tensor(values, dtype=torch.float32).expand(count, -1)
-
-
-def _check_amounts(amounts: Tensor, count: int) -> None:
-    expected = f"float32 ({count}, {len(AMOUNTS)}) in [0, 1]"
-    _expect(amounts.shape == (count, len(AMOUNTS)) and amounts.dtype == torch.float32,
-            "amounts", expected, amounts, "use draw_amounts")
-    low, high = (bound.item() for bound in amounts.aminmax())
-    _expect(low >= 0 and high <= 1, "amounts", expected, f"[{low:g}, {high:g}]", "use draw_amounts")
 
 
 def _check_clean(clean: Tensor, regions: Tensor) -> None:

@@ -30,22 +30,14 @@ FLOOR = 0.15  # of the mean detail: flat areas get Gaussians too
 class Gaussians:
     """Gaussians on pictures, before they are drawn; lengths are shares of the root of the
     picture's area.
-
-    Args:
-        places: (B, N, 2), x and y in [-1, 1] over the picture.
-        lengths: (B, N, 2), standard deviation along and across.
-        angles: (B, N), of the long axis, from x towards y.
-        colors: (B, N, 3).
-        opacities: (B, N), 0 where there is none.
-        depths: (B, N), smaller is in front.
     """
 
-    places: Tensor
-    lengths: Tensor
-    angles: Tensor
-    colors: Tensor
-    opacities: Tensor
-    depths: Tensor
+    places: Tensor  # (B, N, 2), x and y in [-1, 1] over the picture
+    lengths: Tensor  # (B, N, 2), standard deviation along and across
+    angles: Tensor  # (B, N), of the long axis, from x towards y
+    colors: Tensor  # (B, N, 3)
+    opacities: Tensor  # (B, N), 0 where there is none
+    depths: Tensor  # (B, N), smaller is in front
 
     def __add__(self, other: Gaussians) -> Gaussians:
         """Both together."""

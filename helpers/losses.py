@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .config import LossConfig, refused
-from .perceptual import load_lpips, load_or_explain, perceptual_name, vgg_distances
-from .snapshots import TRANSFORMERS_WEIGHTS, fetch
+from .perceptual import (
+    METRIC_SEED,
+    load_lpips,
+    load_or_explain,
+    perceptual_name,
+    vgg_distances,
+)
+from .snapshots import TRANSFORMERS_WEIGHTS, fetch, loading_quietly
 
 CLIP_NAME = "openai/clip-vit-base-patch32"
 CLIP_FILES = (("config.json",), TRANSFORMERS_WEIGHTS)
@@ -28,7 +31,7 @@ class EnhancerLoss(nn.Module):
         config: weights of the terms; `pretrained=False` swaps in a random VGG16 (see `load_lpips`).
         device: where the networks live.
         dtype: of the networks (float16 on a T4); the arithmetic on features is float32.
-        seed: of the random VGG16; unused with real weights.
+        seed: of the random VGG16, which is never the metric's; unused with real weights.
         clip_name: CLIP checkpoint, a hub name or a local folder.
 
     Raises:
@@ -42,7 +45,8 @@ class EnhancerLoss(nn.Module):
         self.config, self.dtype = config, dtype
         self.lpips = self.clip = None
         if config.lpips or config.gram:
-            self.lpips = load_lpips("vgg", pretrained=config.pretrained, seed=seed).to(device)
+            own = seed % METRIC_SEED  # never the metric's
+            self.lpips = load_lpips("vgg", pretrained=config.pretrained, seed=own).to(device)
             self.lpips.net.to(dtype)
         if config.clip:
             self.clip = load_clip(clip_name).to(device, dtype)
@@ -115,24 +119,12 @@ def load_clip(name: str = CLIP_NAME) -> nn.Module:
     from transformers import CLIPVisionModelWithProjection  # slow import, needed by this term only
 
     def load() -> nn.Module:
-        with _without_load_report():
-            return CLIPVisionModelWithProjection.from_pretrained(fetch(name, *CLIP_FILES))
+        folder = fetch(name, *CLIP_FILES)
+        with loading_quietly():
+            return CLIPVisionModelWithProjection.from_pretrained(folder)
 
     model = load_or_explain(load, f"CLIP '{name}'", "set loss.clip to 0")
     return model.requires_grad_(False).eval()
-
-
-@contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Of the checkpoint, only the image tower is wanted: hundreds of left out names are no news."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def clip_embedding(model: nn.Module, images: Tensor, *, dtype: torch.dtype) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -105,21 +104,18 @@ class SplatEnhancer(nn.Module):
                             features, skip_scale)
 
     @torch.no_grad()
-    def enhance(self, degraded: Tensor, strength: float = 1.0, *,
-                tile_px: int = TILE_PX) -> Tensor:
-        """Restore images of any size, without gradients.
+    def enhance(self, degraded: Tensor, strength: float = 1.0) -> Tensor:
+        """Restore images of any size, without gradients; large ones in tiles, see `tiles`.
 
         Args:
             degraded: (B, 3, H, W) in [0, 1], sides up to 2,048 px.
             strength: 0 returns the input, 1 the restored image, between them a linear blend.
-            tile_px: larger images are restored in tiles of at most this side; a multiple of
-                `size_multiple`, at least 256.
 
         Returns:
             (B, 3, H, W) float32 in [0, 1].
 
         Raises:
-            ValueError: a strength outside [0, 1], a `tile_px` that does not fit, or no such images.
+            ValueError: a strength outside [0, 1], or no such images.
         """
         if not 0.0 <= strength <= 1.0:
             raise refused("strength", "a number from 0 to 1", strength, "lower or raise it")
@@ -128,15 +124,13 @@ class SplatEnhancer(nn.Module):
         try:
             with self.merged():
                 restored = enhance_tiled(
-                    self, degraded, tile_px=tile_px, overlap_px=OVERLAP_PX, margin_px=MARGIN_PX,
+                    self, degraded, tile_px=TILE_PX, overlap_px=OVERLAP_PX, margin_px=MARGIN_PX,
                     multiple=self.size_multiple, batch=len(degraded))
         finally:
             self.train(was_training)
         return torch.lerp(degraded.float(), restored.clamp(0.0, 1.0), strength).clamp(0.0, 1.0)
 
-    def merged(self) -> AbstractContextManager[None]:
-        """Fold LoRA into the base weights for a while: faster, nothing can be trained meanwhile."""
-        return merged_lora(self)
+    merged = merged_lora
 
     def use_lean_memory(self, on: bool = True) -> None:
         """Recompute activations in the backward pass: half the memory, a third more work."""
@@ -156,27 +150,24 @@ class SplatEnhancer(nn.Module):
                 for name, parameter in self.trainable().items()}
 
     @torch.no_grad()
-    def load_trained(self, tensors: Mapping[str, Tensor], strict: bool = True) -> None:
+    def load_trained(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy trained tensors in: all of them, or none if one does not fit.
 
         Args:
             tensors: what `trained_state` returned, any float dtype.
-            strict: False also accepts a part of the tensors.
 
         Raises:
-            ValueError: unknown names, other shapes, or (strict) missing names.
+            ValueError: unknown names, other shapes, or missing names.
         """
-        own = self.trainable()
-        self.refuse_other_tensors(tensors, strict)
-        for name in own.keys() & tensors.keys():
-            own[name].copy_(tensors[name])
+        self.refuse_other_tensors(tensors)
+        for name, own in self.trainable().items():
+            own.copy_(tensors[name])
 
-    def refuse_other_tensors(self, tensors: Mapping[str, Tensor], strict: bool = True) -> None:
+    def refuse_other_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise what `load_trained` would raise, without loading."""
         own = self.trainable()
         shared = own.keys() & tensors.keys()
-        faults = {"missing": own.keys() - shared if strict else (),
-                  "unexpected": tensors.keys() - shared,
+        faults = {"missing": own.keys() - shared, "unexpected": tensors.keys() - shared,
                   "other shape": [n for n in shared if own[n].shape != tensors[n].shape]}
         if any(faults.values()):
             found = "; ".join(f"{len(v)} {k} {sorted(v)[:3]}" for k, v in faults.items() if v)

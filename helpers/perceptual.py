@@ -21,6 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .config import LossConfig, refused
 
+METRIC_SEED = 20_000  # of the metric's random network, in every run; no loss has it
+
 
 def perceptual_name(config: LossConfig) -> str:
     """What the VGG16 distance is called wherever it is printed or saved."""

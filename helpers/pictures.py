@@ -93,25 +93,23 @@ def to_tag(jpeg: bytes, alt: str, *, size: tuple[int, int] | None = None) -> str
             f'decoding="sync" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">')
 
 
-def divided(before: Tensor, after: Tensor, names: tuple[str, str] = ("input", "restored")) -> str:
+def divided(before: Tensor, after: Tensor) -> str:
     """One image over another with a divider to drag, by pointer or arrow keys, as HTML.
 
     Where a page drops style and script, the two stand side by side.
 
     Args:
         before, after: (3, H, W) in [0, 1], of one size: left and right of the divider.
-        names: of the two.
     """
     size = _fitted(before.shape[1:], COMPARED_SIDE)
-    shown = [to_bytes(_shrunk(image), "JPEG") for image in (before, after)]
-    first, second = (to_tag(j, name, size=size) for j, name in zip(shown, names, strict=True))
-    left, right = map(html.escape, names)
+    first, second = (to_tag(to_bytes(_shrunk(image), "JPEG"), name, size=size)
+                     for name, image in (("input", before), ("restored", after)))
     # JupyterLab would take the arrow keys for itself; it may have those with Ctrl
     return (f'{DIVIDER}<div class="divided">{first} {second}<i></i>'
-            f'<input type="range" step="any" aria-label="from {left} to {right}" '
+            '<input type="range" step="any" aria-label="from input to restored" '
             """oninput="this.parentNode.style.setProperty('--at', this.value + '%')" """
             'onkeydown="event.ctrlKey || event.metaKey || event.stopPropagation()"></div>'
-            f"<div>left {left}, right {right}: drag over the picture, or use the arrow keys</div>")
+            "<div>left input, right restored: drag over the picture, or use the arrow keys</div>")
 
 
 def _shrunk(image: Tensor) -> Tensor:

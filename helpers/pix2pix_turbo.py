@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,7 @@ ENCODER_LORA = re.compile(r"vae\.encoder\..*\.lora_[AB]\.vae_skip\.weight")
 
 
 def from_pix2pix_turbo(path: str | Path, config: ModelConfig, *,
-                       device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
-                       caches: Sequence[Path | None] = (), prompt_embedding: Tensor | None = None,
+                       device: torch.device | str = "cpu", **options: Any,
                        ) -> tuple[SplatEnhancer, list[str]]:
     """Load what pix2pix-turbo's `save_model` wrote.
 
@@ -36,7 +34,7 @@ def from_pix2pix_turbo(path: str | Path, config: ModelConfig, *,
     Args:
         path: a .pkl file; it is unpickled with weights_only, so nothing in it is executed.
         config: base, timestep and prompt; its ranks are replaced by those of the file.
-        device, dtype, caches, prompt_embedding: as for `SplatEnhancer.from_pretrained`.
+        device, options: for `SplatEnhancer.from_pretrained`.
 
     Returns:
         The enhancer in evaluation mode, and the sorted names of the tensors left out.
@@ -58,11 +56,11 @@ def from_pix2pix_turbo(path: str | Path, config: ModelConfig, *,
     unused = sorted(filter(ENCODER_LORA.fullmatch, tensors))
     used = {name: tensor for name, tensor in tensors.items() if name not in unused}
     own = _to_own_names(used, config.vae_rank)
-    model = SplatEnhancer.from_pretrained(config, device=device, dtype=dtype, caches=caches,
-                                          prompt_embedding=prompt_embedding)
+    model = SplatEnhancer.from_pretrained(config, device=device, **options)
     model.load_trained(own)
     if faults := [n for n, p in model.trainable().items() if not p.isfinite().all()]:
-        raise refused(str(path), f"numbers that {dtype} can hold", faults[:3], "use another file")
+        raise refused(str(path), f"numbers that {model.prompt_embedding.dtype} can hold",
+                      faults[:3], "use another file")
     return model.eval(), unused
 
 
@@ -77,16 +75,7 @@ def _read(path: Path) -> dict[str, Any]:
     if missing:
         raise refused(str(path), expected, f"{type(content).__name__} without {', '.join(missing)}",
                       remedy)
-    for key in KEYS[2:]:
-        named = content[key].items() if isinstance(content[key], dict) else [(key, content[key])]
-        if faults := [name for name, tensor in named if not _is_plain(name, tensor)]:
-            raise refused(str(path), f"float tensors by name in {key}", faults[:3], remedy)
     return content
-
-
-def _is_plain(name: object, tensor: object) -> bool:
-    return (isinstance(name, str) and isinstance(tensor, Tensor) and tensor.is_floating_point()
-            and tensor.layout == torch.strided and tensor.device.type == "cpu")
 
 
 def _to_own_names(tensors: dict[str, Tensor], vae_rank: int) -> dict[str, Tensor]:

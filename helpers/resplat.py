@@ -7,7 +7,7 @@ twice, of wrong colour: each by its own amount, each with its own random numbers
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .draws import Draws
+from .effects import Amounts
 from .filters import resize
 from .gaussians import GRID, LIMIT, Gaussians, describe, sample_at
 from .splat import rasterise
@@ -25,7 +26,7 @@ FEWEST = 1_000  # Gaussians at sparsity 1; at 0 it is LIMIT
 MATTES = ((1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (0.5, 0.5, 0.5), (0.0, 0.8, 0.1))  # behind a head
 
 
-def resplat(image: Tensor, regions: Tensor, amounts: Mapping[str, Tensor], draws: Draws) -> Tensor:
+def resplat(image: Tensor, regions: Tensor, amounts: Amounts, draws: Draws) -> Tensor:
     """Re-render pictures as damaged Gaussians.
 
     What the photograph has beyond the Gaussians' reach is lost with sparsity and oversize only, so
@@ -67,8 +68,7 @@ class _Ground:
         image, regions, amounts, draws: of `resplat`.
     """
 
-    def __init__(self, image: Tensor, regions: Tensor, amounts: Mapping[str, Tensor],
-                 draws: Draws) -> None:
+    def __init__(self, image: Tensor, regions: Tensor, amounts: Amounts, draws: Draws) -> None:
         head = resize((regions > 0).float()[:, None], (GRID, GRID))
         self.inside = _smooth(head, 3)  # 0.5 on the outline
         self.wide = _smooth(_smooth(self.inside, 7), 7)  # the same, over a twentieth of the side
@@ -100,16 +100,14 @@ class _Ground:
         return coarse, resize(veil, size)
 
 
-def enlarge(found: Gaussians, share: Mapping[str, Tensor], ground: _Ground,
-            draws: Draws) -> Gaussians:
+def enlarge(found: Gaussians, share: Amounts, ground: _Ground, draws: Draws) -> Gaussians:
     """Too large, and unevenly so."""
     uneven = _each(draws.normal, found)
     factor = 1 + (1.2 * (0.6 * uneven).exp() + 0.2) * share["oversize"]
     return replace(found, lengths=found.lengths * factor[..., None])
 
 
-def miscolor(found: Gaussians, share: Mapping[str, Tensor], ground: _Ground,
-             draws: Draws) -> Gaussians:
+def miscolor(found: Gaussians, share: Amounts, ground: _Ground, draws: Draws) -> Gaussians:
     """Wrong colours: a slope over the head, blotches, and a little at each Gaussian."""
     slope = found.places @ draws.normal(2, 3) + draws.normal(1, 3)
     blotches = sample_at(ground.blotches, found.places)
@@ -119,23 +117,20 @@ def miscolor(found: Gaussians, share: Mapping[str, Tensor], ground: _Ground,
                    .clamp(0, 1))
 
 
-def thin(found: Gaussians, share: Mapping[str, Tensor], ground: _Ground,
-         draws: Draws) -> Gaussians:
+def thin(found: Gaussians, share: Amounts, ground: _Ground, draws: Draws) -> Gaussians:
     """Translucent and swollen along the silhouette, in patches."""
     much = sample_at(ground.thin, found.places)[..., 0]
     return replace(found, opacities=found.opacities * (1 - much) ** 2,
                    lengths=found.lengths * (1 + 0.7 * much)[..., None])
 
 
-def lose(found: Gaussians, share: Mapping[str, Tensor], ground: _Ground,
-         draws: Draws) -> Gaussians:
+def lose(found: Gaussians, share: Amounts, ground: _Ground, draws: Draws) -> Gaussians:
     """Missing: most of those in a patch, and a few anywhere."""
     chance = 1.1 * sample_at(ground.hole, found.places)[..., 0] + 0.05 * share["holes"]
     return replace(found, opacities=found.opacities * (_each(draws.uniform, found) >= chance))
 
 
-def stretch(found: Gaussians, share: Mapping[str, Tensor], ground: _Ground,
-            draws: Draws) -> Gaussians:
+def stretch(found: Gaussians, share: Amounts, ground: _Ground, draws: Draws) -> Gaussians:
     """Some become needles: long, narrow, faint, askew, too light or dark, in front."""
     dice, bell = _each(draws.uniform, found, 3), _each(draws.normal, found, 2)
     needle = dice[..., 0] < 300 * share["needles"] / gaussian_count(share["sparsity"])
@@ -147,8 +142,7 @@ def stretch(found: Gaussians, share: Mapping[str, Tensor], ground: _Ground,
         colors=(found.colors * light).clamp(0, 1), opacities=found.opacities * (1 - 0.3 * needle))
 
 
-def misplace(found: Gaussians, share: Mapping[str, Tensor], ground: _Ground,
-             draws: Draws) -> Gaussians:
+def misplace(found: Gaussians, share: Amounts, ground: _Ground, draws: Draws) -> Gaussians:
     """Some dozens float elsewhere, in front: flecks, half transparent, miscoloured."""
     dice, bell = _each(draws.uniform, found, 4), _each(draws.normal, found, 5)
     floater = dice[..., 0] < 80 * share["floaters"] / gaussian_count(share["sparsity"])
@@ -162,8 +156,7 @@ def misplace(found: Gaussians, share: Mapping[str, Tensor], ground: _Ground,
         found.opacities * (1 - (0.2 + 0.6 * dice[..., 3]) * floater), found.depths - 6 * floater)
 
 
-def double(found: Gaussians, share: Mapping[str, Tensor], ground: _Ground,
-           draws: Draws) -> Gaussians:
+def double(found: Gaussians, share: Amounts, ground: _Ground, draws: Draws) -> Gaussians:
     """The rim of the head once more, moved outwards: a translucent flap beside the face."""
     turn, reach = (draws.uniform(2)[:, :, None]).unbind(1)
     side = 2 * math.pi * turn

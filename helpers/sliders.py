@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import pictures
 from .config import DegradeConfig
-from .damage import DAMAGE, IMITATES, damage, damage_file, keep_damage, kept_damage
+from .damage import DAMAGE, IMITATES, damage, keep_damage, kept_damage
 from .degrade import AMOUNTS, STAGES, Preview, variation_mask
 from .resplat import gaussian_count
 
@@ -186,10 +186,9 @@ class DegradationSliders(widgets.VBox):
         return self._overlay
 
     def _read_kept(self, problems: list[str]) -> None:
-        self.kept, self._kept_in, self._broken = None, None, False
+        self.kept, self._broken = None, False
         try:
-            self._kept_in = damage_file(self.folders, problems.append)
-            kept = kept_damage(self.folders, lambda _: None)
+            kept = kept_damage(self.folders, problems.append)
             self.kept = kept and _rounded(kept)
         except ValueError as error:
             self._broken = True
@@ -202,9 +201,9 @@ class DegradationSliders(widgets.VBox):
 
     def _what_training_uses(self) -> Iterator[str]:
         if self.kept:
-            yield (f"Training will use your own damage, saved in {self._kept_in}; run the cells "
-                   "below (again). A run under way goes on with it; a finished one is only "
-                   "measured anew. For a fresh start choose another RUN_NAME first, then tune.")
+            yield ("Training will use your own damage, saved with this run; run the cells below "
+                   "(again). A run under way goes on with it; a finished one is only measured "
+                   "anew. For a fresh start choose another RUN_NAME first, then tune.")
         else:
             yield "Training will use the settings of the form."
         if self.settings != (self.kept or self.presets["config"]):

@@ -42,10 +42,9 @@ def enhance_tiled(restore: Callable[[Tensor], Tensor], images: Tensor, *, tile_p
         (B, 3, H, W) float32, not clamped.
 
     Raises:
-        ValueError: an image or a setting out of range, or a result of another shape.
+        ValueError: an image out of range, or a result of another shape.
     """
     _check_images(images)
-    _check_settings(tile_px, overlap_px, multiple, margin_px, batch)
     height, width = images.shape[-2:]
     padded = pad_to_multiple(images, multiple)  # (B, 3, H', W')
     axes = [_cut(side, *place_tiles(side, tile_px, overlap_px, multiple),
@@ -121,24 +120,3 @@ def _check_images(images: Tensor) -> None:
     if not fits or not all(1 <= side <= LARGEST_PX for side in shape[2:]):
         raise refused("images", f"floats (B, 3, H, W), H and W from 1 to {LARGEST_PX}",
                       (images.dtype, shape), "convert or resize them")
-
-
-def _check_settings(tile_px: int, overlap_px: int, multiple: int, margin_px: int,
-                    batch: int) -> None:
-    for name, value in (("multiple", multiple), ("batch", batch)):
-        if not _whole(value, 1):
-            raise refused(name, "a whole number from 1", value, "raise it")
-    if not _whole(tile_px, 2 * multiple) or tile_px % multiple:
-        raise refused("tile_px", f"a multiple of {multiple}, at least twice", tile_px, "round it")
-    half = tile_px // 2 // multiple * multiple
-    if not _whole(overlap_px, 1, half):
-        raise refused("overlap_px", f"a whole number from 1 to {half}", overlap_px,
-                      "change it or tile_px")
-    if not _whole(margin_px, 0, (overlap_px - 1) // 2):
-        raise refused("margin_px", f"a whole number from 0 to {(overlap_px - 1) // 2}", margin_px,
-                      "change it or overlap_px")
-
-
-def _whole(value: object, least: int, most: int | None = None) -> bool:
-    kind = isinstance(value, int) and not isinstance(value, bool)
-    return kind and least <= value and (most is None or value <= most)

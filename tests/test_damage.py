@@ -10,16 +10,7 @@ import pytest
 
 from helpers import resplat
 from helpers.config import DegradeConfig
-from helpers.damage import (
-    DAMAGE,
-    FILE,
-    IMITATES,
-    damage,
-    damage_file,
-    in_words,
-    keep_damage,
-    kept_damage,
-)
+from helpers.damage import DAMAGE, FILE, IMITATES, damage, in_words, keep_damage, kept_damage
 
 OWN = dataclasses.replace(DegradeConfig(), eyes=0.15, clean_share=0.0, sparsity=1.0)
 FIELDS = [field.name for field in dataclasses.fields(DegradeConfig)]
@@ -64,7 +55,7 @@ def test_without_folders_or_files_there_is_no_kept_damage(tmp_path):
     keep_damage(OWN, [])
     keep_damage(OWN, [None])
     for folders in ([], [None], [tmp_path, tmp_path / "none"]):
-        assert kept_damage(folders) is None and damage_file(folders) is None
+        assert kept_damage(folders) is None
 
 
 def test_words_name_only_what_differs_from_the_form():
@@ -90,7 +81,7 @@ def test_none_removes_what_was_kept_and_creates_nothing(tmp_path):
 def test_the_first_folder_that_has_damage_wins(tmp_path):
     run, drive = tmp_path / "run", tmp_path / "drive"
     keep_damage(OWN, [drive])
-    assert kept_damage([run, drive]) == OWN and damage_file([run, drive]) == drive / FILE
+    assert kept_damage([run, drive]) == OWN
     keep_damage(damage("heavy"), [run])
     assert kept_damage([run, drive]) == damage("heavy")
     assert kept_damage([drive, run]) == OWN
@@ -135,14 +126,14 @@ def test_a_disk_that_fails_raises_after_the_copy_was_made(tmp_path):
 
 
 def test_a_drive_that_died_is_passed_over_and_named(tmp_path, monkeypatch, capsys):
-    stat = Path.stat
+    read = Path.read_bytes
 
-    def dead(path, **options):
+    def dead(path):
         if "drive" in path.parts:
             raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
-        return stat(path, **options)
+        return read(path)
 
-    monkeypatch.setattr(Path, "stat", dead)
+    monkeypatch.setattr(Path, "read_bytes", dead)
     assert kept_damage([tmp_path / "run", tmp_path / "drive"]) is None
     assert "drive was passed over" in capsys.readouterr().out
     with pytest.raises(ValueError, match="drive: expected a folder to look into"):

@@ -136,15 +136,6 @@ def test_what_is_no_image_of_1_to_2048_pixels_is_refused(images):
         enhance_tiled(_blur, images, **SMALL)
 
 
-@pytest.mark.parametrize("change", [
-    {"multiple": 0}, {"margin_px": -1}, {"batch": 0}, {"batch": 1.5}, {"tile_px": 100},
-    {"tile_px": 32}, {"tile_px": 128.0}, {"overlap_px": 0}, {"overlap_px": 65},
-    {"overlap_px": True}, {"margin_px": 24}])
-def test_bad_setting_is_refused_by_name(change):
-    with pytest.raises(ValueError, match=rf"^{next(iter(change))}: expected .*, got .*; "):
-        enhance_tiled(_blur, _images(64, 64), **SMALL | change)
-
-
 def test_restoration_that_changes_the_size_is_refused():
     with pytest.raises(ValueError, match=r"restore: expected .*\(1, 3, 128, 128\), got "):
         enhance_tiled(lambda tiles: tiles[..., :-1], _images(200, 200), **SMALL)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from helpers import tiny_base
 from helpers.config import ASSETS, TINY_BASE, ModelConfig
 from helpers.model import SplatEnhancer
+from tests import tiny_base
 
 BASE = ASSETS / TINY_BASE
 

@@ -1,9 +1,9 @@
 """Rebuild the embedded base `helpers/assets/tiny-sd-turbo`: SD-Turbo's topology, very small.
 
-    python -m helpers.tiny_base              # an hour and a half on two CPU cores, or less
+    python -m tests.tiny_base                # an hour and a half on two CPU cores, or less
 
 Trained on procedural avatars alone, on identities that neither the demo's training set nor its
-test set contains. No photograph of anybody is involved. Nothing else imports this module.
+test set contains. No photograph of anybody is involved.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, mse_loss
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .avatars import render_avatar
-from .config import ASSETS, TINY_BASE, ModelConfig
+from helpers.avatars import render_avatar
+from helpers.config import ASSETS, TINY_BASE, ModelConfig
 
 SIZE_PX = 128
 FIRST_IDENTITY = 100_000  # train seeds start at 0, test seeds at 1,000,000
