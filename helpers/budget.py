@@ -1,4 +1,4 @@
-"""What a run will cost: work and peak memory, counted in seconds without a weight or a GPU.
+"""What memory a run will need, counted in seconds without a weight or a GPU.
 
 The real enhancer, losses and trainer run on "meta" tensors, which have shapes and storages but no
 content, at the true shapes of the base. Counted is what torch holds: cuDNN's workspace, what the
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from .config import ASSETS, SD_TURBO, TINY_BASE, Config, refused
 from .losses import EnhancerLoss
@@ -40,30 +39,6 @@ SD_TURBO_VAE = {
 }
 
 
-def count_inference_flops(config: Config) -> float:
-    """Floating-point operations (2 per multiply-add) to restore one image, with LoRA merged.
-
-    Args:
-        config: its base and `data.size_px` count.
-    """
-    with _meta_run(), torch.no_grad():
-        model = build_on_meta(config, torch.float16)[0].eval()
-        with model.merged():  # merging itself is done once, for all images
-            return _flops(lambda: model(_images(config, "meta")[:1]))
-
-
-def count_training_flops(config: Config, *, lean: bool = False) -> float:
-    """Floating-point operations of a training step, per image.
-
-    Args:
-        config: its base, loss, batch and size count.
-        lean: with `SplatEnhancer.use_lean_memory`.
-    """
-    with _meta_run():
-        step = prepare_step(config, *build_on_meta(config, torch.float16), lean=lean)
-        return _flops(step) / config.optim.batch
-
-
 def expected_peak_gib(config: Config, *, dtype: torch.dtype = torch.float16,
                       lean: bool = False) -> float:
     """The most GPU memory that a training step will hold at once, in GiB (2^30 bytes).
@@ -79,7 +54,7 @@ def expected_peak_gib(config: Config, *, dtype: torch.dtype = torch.float16,
     Raises:
         OSError: a base other than SD-Turbo whose configuration cannot be found.
     """
-    with _meta_run() as meter:
+    with meta_run() as meter:
         step = prepare_step(config, *build_on_meta(config, dtype), lean=lean)
         meter.peak = meter.now
         step()
@@ -152,14 +127,16 @@ def prepare_step(config: Config, model: SplatEnhancer, loss: EnhancerLoss, *,
     device = model.prompt_embedding.device
     model.use_lean_memory(lean)
     trainer = Trainer(config, model)
-    trainer.update(torch.stack([p.float().sum() for p in trainer.working.values()]).sum())
-    clean, degraded = _images(config, device), _images(config, device)
+    trainer.backward(torch.stack([p.float().sum() for p in trainer.working.values()]).sum())
+    trainer.update()
+    side = config.data.size_px
+    clean, degraded = torch.zeros(2, config.optim.batch, 3, side, side, device=device)
     mask = torch.ones(len(clean), device=device)
 
     def step() -> None:
         restored = model(degraded, mask)
-        losses = loss(restored, clean)
-        trainer.update(losses["total"])
+        trainer.backward(loss(restored, clean)["total"])
+        trainer.update()
 
     return step
 
@@ -205,7 +182,7 @@ class Meter(TorchDispatchMode):
 
 
 @contextmanager
-def _meta_run() -> Iterator[Meter]:
+def meta_run() -> Iterator[Meter]:
     """Count storages, answer for values that nobody knows, and run attention as a GPU does.
 
     Left to itself, torch would give "meta" tensors the attention that keeps every score.
@@ -223,17 +200,6 @@ def _meta_run() -> Iterator[Meter]:
             yield meter
     finally:
         functional.scaled_dot_product_attention = unfused
-
-
-def _images(config: Config, device: torch.device | str) -> Tensor:
-    side = config.data.size_px
-    return torch.zeros(config.optim.batch, 3, side, side, device=device)
-
-
-def _flops(work: Callable[[], object]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return float(counter.get_total_flops())
 
 
 def _clip() -> nn.Module:

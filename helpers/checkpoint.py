@@ -21,14 +21,7 @@ from torch import Tensor
 from .config import Config
 from .files import write_whole
 from .patience import within
-from .sealed import (
-    damage_named,
-    read_metadata,
-    read_part,
-    read_seal,
-    read_sealed,
-    write_sealed,
-)
+from .sealed import damage_named, read_metadata, read_seal, read_sealed, write_sealed
 from .summary import summarise, write_summary
 
 LATEST, PREVIOUS, BEST = "latest.safetensors", "previous.safetensors", "best.safetensors"
@@ -44,23 +37,15 @@ Found = tuple[list[tuple[int, Path]], list[str]]  # files with their step, and l
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a run after `step` steps.
+    """The state of a run after `step` steps."""
 
-    Args:
-        step: how many steps are done.
-        config: of the run.
-        tensors: by name: `model/…` the fp32 trained tensors, `exp_avg/…` and `exp_avg_sq/…` AdamW.
-        loss_scale: the GradScaler's state, empty where no scale is used.
-        history: one record per step, as `train` yields them.
-        notes: what else happened, as {"after_step": 200, "changed": {…}}.
-    """
-
-    step: int
+    step: int  # how many are done
     config: Config
-    tensors: dict[str, Tensor]
-    loss_scale: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[dict[str, Any]] = field(default_factory=list)
+    tensors: dict[str, Tensor]  # fp32: model/… what is trained, exp_avg/… and exp_avg_sq/… of AdamW
+    loss_scale: dict[str, Any] = field(default_factory=dict)  # empty where no scale is used
+    history: list[dict[str, Any]] = field(default_factory=list)  # a record per step, from `train`
+    notes: list[dict[str, Any]] = field(default_factory=list)  # {"after_step": 9, "changed": {…}}
+    faces: str = ""  # `Faces.trained_on`; empty in older files
 
     @property
     def trained(self) -> dict[str, Tensor]:
@@ -87,7 +72,7 @@ def save(checkpoint: Checkpoint, folder: Path, *, best: bool = False) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_sealed(partial, _to_tensors(checkpoint), _to_texts(checkpoint))
-        if is_earlier(_step_or_none(latest), checkpoint.step, latest):
+        if is_earlier(step_or_none(latest), checkpoint.step, latest):
             latest.replace(folder / PREVIOUS)
         partial.replace(latest)
     except OSError as error:
@@ -112,7 +97,8 @@ def load(path: Path) -> Checkpoint:
     tensors, texts = read_sealed(path)
     with damage_named(path):
         state = _from_json(tensors.pop(STATE).numpy().tobytes())
-        return Checkpoint(_step(texts), Config.from_json(texts["config"]), tensors, **state)
+        return Checkpoint(_step(texts), Config.from_json(texts["config"]), tensors,
+                          faces=texts.get("faces", ""), **state)
 
 
 def newest(folders: Iterable[Path], *,
@@ -135,19 +121,12 @@ def newest(folders: Iterable[Path], *,
     return None, passed_over
 
 
-def read_history(folders: Iterable[Path], *, timeout_s: float = 120.0) -> list[dict[str, Any]]:
-    """The records of the newest checkpoint, without its tensors; [] where there is none."""
-    for _, path in _find(folders, timeout_s)[0]:
-        with suppress(OSError, ValueError):
-            return within(timeout_s, _read_history, path)
-    return []
-
-
-def refuse_other_run(saved: Checkpoint, config: Config) -> None:
-    """Raise ValueError where the config differs in what the trained tensors mean.
+def refuse_other_run(saved: Checkpoint, config: Config, faces: str = "") -> None:
+    """Raise ValueError where config or faces differ in what the trained tensors mean.
 
     How many images a step takes is fixed too, for it is their place in the order of images. How
-    they are divided is not: `batch` 1 with `accumulate` 2 goes on from `batch` 2.
+    they are divided is not: `batch` 1 with `accumulate` 2 goes on from `batch` 2. In a folder of
+    photos that has changed, a face may be held out now that was trained on then.
     """
     then, now = _fields(saved.config), _fields(config)
     changed = [f"{path}: {then[path]!r} then, {now[path]!r} now"
@@ -155,6 +134,10 @@ def refuse_other_run(saved: Checkpoint, config: Config) -> None:
     if changed:
         raise ValueError(f"run {config.run.name!r}: expected the settings it was started with, got "
                          f"{'; '.join(changed)}; set them back, or choose another run.name")
+    if saved.faces and faces and saved.faces != faces:
+        raise ValueError(f"run {config.run.name!r}: expected to train on the {saved.faces} that it "
+                         f"was started with, got {faces}; give {config.data.source} the images and "
+                         "names that it had, or choose another run.name")
 
 
 def harmless_changes(saved: Config, now: Config) -> dict[str, list[Any]]:
@@ -180,6 +163,13 @@ def whole_step(path: Path) -> int | None:
     with suppress(FileNotFoundError, ValueError):
         read_seal(path)
         return read_step(path)
+    return None
+
+
+def step_or_none(path: Path) -> int | None:
+    """The same, where a file that cannot be read here and now is as good as none."""
+    with suppress(OSError):
+        return whole_step(path)
     return None
 
 
@@ -210,6 +200,7 @@ def _to_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
 def _to_texts(checkpoint: Checkpoint) -> dict[str, str]:
     now = datetime.now().astimezone()  # for people only: nothing is decided by it
     return {"step": str(checkpoint.step), "config": checkpoint.config.to_json(),
+            "faces": checkpoint.faces,
             "summary": json.dumps(summarise(checkpoint.history, checkpoint.notes, now))}
 
 
@@ -228,12 +219,6 @@ def _from_json(text: bytes) -> dict[str, Any]:
     if not all(isinstance(number, int | float) for number in state["loss_scale"].values()):
         raise ValueError(f"the loss scale {state['loss_scale']!r:.60}")
     return {name: state[name] for name in ("loss_scale", "history", "notes")}
-
-
-def _read_history(path: Path) -> list[dict[str, Any]]:
-    text = read_part(path, STATE)
-    with damage_named(path):
-        return _from_json(text)["history"]
 
 
 def _write_companions(checkpoint: Checkpoint, latest: Path, *, best: bool) -> None:
@@ -263,12 +248,6 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _step_or_none(path: Path) -> int | None:
-    with suppress(OSError):  # not to be read here and now: as good as none
-        return whole_step(path)
-    return None
 
 
 def _find(folders: Iterable[Path], timeout_s: float) -> Found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from .config import DataConfig, refused
 from .keep import keep, take_back
@@ -43,6 +45,7 @@ class Faces:
     Attributes:
         train, test: `datasets.Dataset` with columns key, image, regions (PNG bytes), split.
         skipped: the images left out, each with the reason.
+        trained_on: names the training faces and their order, on every machine alike.
     """
 
     def __init__(self, store: Path) -> None:
@@ -51,6 +54,7 @@ class Faces:
         split = np.array(list(rows["split"]))
         self.train = rows.select(np.flatnonzero(split == "train"))
         self.test = rows.select(np.flatnonzero(split == "test"))
+        self.trained_on = f"{len(self.train)} faces {derive_number(*self.train['key']):016x}"
 
     def __len__(self) -> int:
         return len(self.train) + len(self.test)
@@ -138,6 +142,39 @@ def draw_batch(faces: Faces, *, seed: int, step: int, batch: int) -> tuple[Tenso
     mirrored = (sample_seeds % 2 == 1).view(-1, 1, 1)
     clean = torch.where(mirrored[:, None], clean.flip(-1), clean)
     return clean, torch.where(mirrored, regions.flip(-1), regions), sample_seeds
+
+
+class NumberedBatches(Dataset):
+    """The batches of a run as a sequence without end: number → `draw_batch` of that number."""
+
+    def __init__(self, faces: Faces, *, seed: int, batch: int) -> None:
+        self.faces, self.seed, self.batch = faces, seed, batch
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        return draw_batch(self.faces, seed=self.seed, step=number, batch=self.batch)
+
+
+def load_batches(faces: Faces, numbers: range, *, seed: int, batch: int,
+                 workers: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Draw batches in order, the same ones whoever draws them. Closing it ends the processes.
+
+    Args:
+        numbers: of the batches.
+        seed, batch: as for `draw_batch`.
+        workers: processes that read ahead, on the CPU; 0 reads here, when asked.
+
+    Yields:
+        What `draw_batch` returns: clean (B, 3, H, W), regions (B, H, W), sample_seeds (B,).
+    """
+    yield from DataLoader(
+        NumberedBatches(faces, seed=seed, batch=batch), sampler=numbers, batch_size=None,
+        num_workers=workers, worker_init_fn=_leave_interrupts_to_the_trainer,
+        multiprocessing_context="spawn" if workers else None,  # a fork would copy CUDA's state
+        generator=torch.Generator())  # its own: the global one is left alone
+
+
+def _leave_interrupts_to_the_trainer(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches every process
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -49,8 +49,8 @@ def held_out_pairs(config: Config, faces: Faces, *, device: torch.device | str,
         yield clean, degrade(clean, regions, config.degrade, seeds)
 
 
-def underfitted_pairs(config: Config, faces: Faces, *, device: torch.device | str, folder: Path,
-                      batch: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
+def underfitted_pairs(config: Config, faces: Faces, *, device: torch.device | str,
+                      folder: Path) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield held-out faces with damage no training saw: Gaussians fitted to them, stopped early.
 
     Args:
@@ -60,7 +60,7 @@ def underfitted_pairs(config: Config, faces: Faces, *, device: torch.device | st
         (clean, fitted), each (B, 3, H, W) in [0, 1]: the first `data.fitted_images` faces.
     """
     count = min(config.data.fitted_images, len(faces.test))
-    groups = [range(i, min(i + batch, count)) for i in range(0, count, batch)]
+    groups = [range(i, min(i + 4, count)) for i in range(0, count, 4)]
     clean = (faces.load("test", group)[0].to(device) for group in groups)
     scale = config.data.size_px / 512  # fewer pixels take fewer Gaussians, which settle earlier
     yield from fitted_pairs(clean, folder, batches=len(groups), steps=round(STEPS * scale**0.5),
@@ -137,17 +137,15 @@ def gain(name: str, degraded: Sequence[float], restored: Sequence[float]) -> lis
     return [100 * (before - after) / mean for before, after in zip(degraded, restored, strict=True)]
 
 
-def summarise(values: Sequence[float], *, seed: int = 0, draws: int = 2_000) -> dict[str, Any]:
+def summarise(values: Sequence[float]) -> dict[str, Any]:
     """Describe a metric over images.
 
     Args:
         values: one per image, finite.
-        seed: of the bootstrap.
-        draws: how many times the images are drawn anew.
 
     Returns:
         `mean`, `median`, `std` (of these images: divided by n) and `ci95`, [low, high]: the 95 %
-        interval of the mean, by percentile bootstrap over images (Efron 1979).
+        interval of the mean, by percentile bootstrap over images (Efron 1979), always the same.
 
     Raises:
         ValueError: no values, or one that is not finite.
@@ -156,7 +154,7 @@ def summarise(values: Sequence[float], *, seed: int = 0, draws: int = 2_000) -> 
     if sample.ndim != 1 or not sample.size or not np.isfinite(sample).all():
         raise refused("values", "finite numbers, one per image", values,
                       "drop what could not be measured")
-    chosen = np.random.default_rng(seed).integers(sample.size, size=(draws, sample.size))
+    chosen = np.random.default_rng(0).integers(sample.size, size=(2_000, sample.size))
     interval = np.percentile(sample[chosen].mean(1), (2.5, 97.5))
     return {"mean": float(sample.mean()), "median": float(np.median(sample)),
             "std": float(sample.std()), "ci95": interval.tolist()}

@@ -10,13 +10,17 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from .files import write_whole
 from .patience import within
+from .sealed import DamagedFile, read_seal
+from .store import alone
 
-DIGEST_BYTES = 32
 ANSWER_S = 300.0  # for one copy; at 10 MB/s that is 3 GB
 
 
@@ -30,8 +34,8 @@ def keep(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) -> None
     if drive is None:
         return
     try:
-        with TemporaryDirectory(dir=made.parent, ignore_cleanup_errors=True) as folder:
-            sealed = Path(folder) / f"{made.name}.tar"
+        with alone(made), _beside(made) as folder:
+            sealed = folder / f"{made.name}.tar"
             if not within(timeout_s, (drive / sealed.name).is_file):
                 _seal(made, sealed)
                 within(timeout_s, _copy_to_drive, sealed, drive)
@@ -45,7 +49,7 @@ def take_back(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) ->
     """Bring to this disk what an earlier session kept.
 
     Args:
-        made: its place here, where nothing is yet.
+        made: its place here, where nothing is yet; the caller is `alone` there.
         drive: the folder there; None has nothing.
 
     Returns:
@@ -55,13 +59,13 @@ def take_back(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) ->
         return False
     try:
         made.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=made.parent, ignore_cleanup_errors=True) as folder:
-            sealed = Path(folder) / f"{made.name}.tar"
+        with _beside(made) as folder:
+            sealed = folder / f"{made.name}.tar"
             if not within(timeout_s, _copy_from_drive, drive / sealed.name, sealed):
                 return False
             with tarfile.open(sealed) as tar:
                 tar.extractall(folder, filter="data")
-            (Path(folder) / made.name).replace(made)
+            (folder / made.name).replace(made)
     except (OSError, tarfile.TarError) as error:
         print(f"{made.name}: not taken from {drive} ({error}); it is made anew.")
         return False
@@ -69,7 +73,7 @@ def take_back(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) ->
     return True
 
 
-def put(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) -> None:
+def put(made: Path, drive: Path | None) -> None:
     """Copy the files of a small folder to Drive, in place of those of the same names there.
 
     Args:
@@ -83,43 +87,41 @@ def put(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) -> None:
     if drive is None:
         return
     try:
-        within(timeout_s, copy)
+        within(ANSWER_S, copy)
         print(f"{made.name} is in {drive} too.")
     except OSError as error:
         print(f"{made.name}: no copy in {drive} ({error}); it is whole in {made}.")
 
 
-def is_kept(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) -> bool:
+def is_kept(made: Path, drive: Path | None) -> bool:
     """Whether Drive has a copy; whether it is whole shows when it is taken back."""
     try:
-        return drive is not None and within(timeout_s, (drive / f"{made.name}.tar").is_file)
+        return drive is not None and within(ANSWER_S, (drive / f"{made.name}.tar").is_file)
     except OSError:
         return False
+
+
+@contextmanager
+def _beside(made: Path) -> Iterator[Path]:
+    """A folder for what is under way; one that a kill left there goes."""
+    prefix = f".{made.name}.copy-"
+    for left in made.parent.glob(f"{escape(prefix)}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with TemporaryDirectory(dir=made.parent, prefix=prefix, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def _seal(made: Path, sealed: Path) -> None:
     with tarfile.open(sealed, "w") as tar:
         tar.add(made, made.name)
-    digest = _digest(sealed, sealed.stat().st_size)
-    with sealed.open("ab") as file:
-        file.write(digest)
+    with sealed.open("rb+") as file:
+        file.write(hashlib.file_digest(file, "sha256").digest())  # at the end, where it stands now
 
 
 def _is_whole(sealed: Path) -> bool:
-    content_bytes = max(0, sealed.stat().st_size - DIGEST_BYTES)
-    with sealed.open("rb") as file:
-        file.seek(content_bytes)
-        return file.read() == _digest(sealed, content_bytes)
-
-
-def _digest(path: Path, count: int) -> bytes:
-    """SHA-256 of the first `count` bytes of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while count and (piece := file.read(min(count, 2**20))):
-            digest.update(piece)
-            count -= len(piece)
-    return digest.digest()
+    with suppress(DamagedFile):
+        return bool(read_seal(sealed))
+    return False
 
 
 def _copy_to_drive(sealed: Path, drive: Path) -> None:

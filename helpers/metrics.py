@@ -7,9 +7,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from .config import LossConfig
-from .perceptual import load_lpips, perceptual_name
-
-METRIC_SEED = 20_000  # of random metric networks: the same in every run, and not the loss's
+from .perceptual import METRIC_SEED, load_lpips, perceptual_name
 
 
 class Metrics:
@@ -22,20 +20,18 @@ class Metrics:
     Args:
         config: only `pretrained` matters here.
         device: where the networks live.
-        seed: of the random network.
 
     Raises:
         RuntimeError: weights could not be loaded; the message names them and the remedy.
     """
 
-    def __init__(self, config: LossConfig, *, device: torch.device | str,
-                 seed: int = METRIC_SEED) -> None:
+    def __init__(self, config: LossConfig, *, device: torch.device | str) -> None:
         nets = {perceptual_name(config): "vgg"}
         if config.pretrained:
             nets["lpips_alex"] = "alex"
         self.device = device
         self.networks = {
-            name: load_lpips(net, pretrained=config.pretrained, seed=seed).to(device)
+            name: load_lpips(net, pretrained=config.pretrained, seed=METRIC_SEED).to(device)
             for name, net in nets.items()
         }
 

@@ -78,14 +78,6 @@ def read_metadata(path: Path) -> dict[str, str]:
         return _metadata(_header(file))
 
 
-def read_part(path: Path, name: str) -> bytes:
-    """The bytes of one tensor, without the rest of the file; as little compared as above."""
-    with path.open("rb") as file, damage_named(path):
-        start, end = _header(file)[name]["data_offsets"]
-        file.seek(start, os.SEEK_CUR)
-        return file.read(end - start)
-
-
 def verify(content: bytes, path: Path | str) -> dict[str, str]:
     """The texts of a sealed file's bytes; DamagedFile unless each is as it was written."""
     with damage_named(path):
@@ -152,7 +144,6 @@ def _refuse_misfit(digest: bytes, seal: bytes) -> None:
 
 
 def _header(file: BinaryIO) -> dict[str, Any]:
-    """What the file says of itself; the first tensor begins where this leaves the file."""
     size = int.from_bytes(file.read(8), "little")
     if not 0 < size <= LARGEST_HEADER_BYTES:
         raise ValueError(f"a header of {size} bytes")

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 from IPython.display import HTML, Pretty, display
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
 from torch import Tensor
 
 from . import checkpoint
 from .config import Config, DegradeConfig
 from .data import Faces
-from .degrade import AMOUNTS, STAGES, degrade, stages, variation_mask
+from .degrade import AMOUNTS, STAGES, Preview, degrade, variation_mask
 from .evaluate import Result, held_out_pairs
 from .files import write_whole
 from .model import SplatEnhancer
@@ -82,9 +81,9 @@ def _draw_image(axis: Axes, image: Tensor, title: str) -> None:
     axis.spines[:].set_visible(False)
 
 
-def side_by_side(rows: Mapping[str, Tensor], *, side_in: float = 1.5) -> Figure:
+def side_by_side(rows: Mapping[str, Tensor]) -> Figure:
     """Lay out images with samples side by side: one labelled row (B, 3, H, W) per entry."""
-    return grid(_transposed(rows), rows=list(rows), side_in=side_in)
+    return grid(_transposed(rows), rows=list(rows), side_in=1.5)
 
 
 def _transposed(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -94,20 +93,20 @@ def _transposed(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def ranked_comparison(config: Config, faces: Faces, model: SplatEnhancer, result: Result, *,
-                      device: torch.device | str, each: int = 2) -> Figure:
-    """Degraded, restored and clean: the best, the median and the worst faces, a column each.
+                      device: torch.device | str) -> Figure:
+    """Degraded, restored and clean: the two best, median and worst faces, a column each.
 
     Args:
         config, faces: of the run.
         model: the trained enhancer.
-        result: of `evaluate` on the whole test set; its first metric ranks the faces.
-        each: how many of each kind.
+        result: of `evaluate` on the whole test set; ranked by the perceptual metric of a network
+            that the loss does not know.
     """
-    metric = next(iter(result.gain))
+    metric = "lpips_alex" if "lpips_alex" in result.gain else next(iter(result.gain))
     order = sorted(range(result.n), key=lambda i: -result.gain[metric][i])
-    half = (result.n - each) // 2
-    kinds = dict.fromkeys(order[half:half + each], "median") \
-        | dict.fromkeys(order[-each:], "worst") | dict.fromkeys(order[:each], "best")
+    half = (result.n - 2) // 2
+    kinds = dict.fromkeys(order[half:half + 2], "median") \
+        | dict.fromkeys(order[-2:], "worst") | dict.fromkeys(order[:2], "best")
     picked = [i for i in order if i in kinds]
     pairs = held_out_pairs(config, faces, device=device, batch=len(picked), indices=picked)
     clean, degraded = next(pairs)
@@ -119,14 +118,14 @@ def ranked_comparison(config: Config, faces: Faces, model: SplatEnhancer, result
                 title=f"{metric}: degraded → restored, of {result.n} held-out faces")
 
 
-def training_curve(history: Sequence[Mapping[str, Any]], title: str = "") -> Figure:
+def training_curve(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the total loss and its terms over the steps, thin as measured and thick smoothed."""
     figure = Figure(figsize=(7.5, 2.8), layout="constrained")
-    _draw_curve(figure, history, title)
+    _draw_curve(figure, history)
     return figure
 
 
-def _draw_curve(figure: FigureBase, history: Sequence[Mapping[str, Any]], title: str = "") -> None:
+def _draw_curve(figure: FigureBase, history: Sequence[Mapping[str, Any]]) -> None:
     axis = figure.subplots()
     steps = [record["step"] for record in history]
     floor = 0.05 * min((record["losses"]["total"] for record in history), default=0)
@@ -139,7 +138,7 @@ def _draw_curve(figure: FigureBase, history: Sequence[Mapping[str, Any]], title:
         label = name if values.max() > floor else f"{name} (below)"  # a term that does nothing
         line, = axis.plot(steps, smooth, label=label, linewidth=1.8)
         axis.plot(steps, values, color=line.get_color(), alpha=0.25, linewidth=0.7)
-    axis.set(xlabel="step", ylabel="loss", yscale="log", title=title)
+    axis.set(xlabel="step", ylabel="loss", yscale="log")
     axis.grid(alpha=0.3)
     if history:
         axis.set_ylim(bottom=max(axis.get_ylim()[0], floor))
@@ -180,7 +179,8 @@ class LiveTraining:
     def __init__(self, config: Config, model: SplatEnhancer, clean: Tensor, degraded: Tensor, *,
                  folders: Sequence[Path | None] = ()) -> None:
         self.config, self.model = config, model
-        self.history = checkpoint.read_history([folder for folder in folders if folder])
+        saved, _ = checkpoint.newest([folder for folder in folders if folder])
+        self.history = list(saved.history) if saved else []
         self.clean, self.degraded = clean, degraded
         self.bar = Bar(total=config.optim.steps, initial=len(self.history), desc="Training",
                        unit="step")
@@ -226,7 +226,7 @@ def degradation_grid(clean: Tensor, regions: Tensor, settings: DegradeConfig,
 
 
 def _walk(clean: Tensor, regions: Tensor, settings: DegradeConfig, seed: int) -> dict[str, Tensor]:
-    steps = stages(clean, regions, settings, seed)
+    steps = Preview(clean, regions)(settings, seed)
     mask = variation_mask(regions, settings, torch.tensor([seed]))
     return {"clean": clean, "regions": tint(clean, region_overlay(regions)),
             "variation": tint(clean, mask_overlay(mask)),
@@ -252,7 +252,6 @@ def effect_grid(clean: Tensor, regions: Tensor, seed: int = 0) -> Figure:
 
 def _rendered(figure: Figure, kind: str, dpi: int) -> bytes:
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
     options = {"pil_kwargs": {"quality": 88}} if kind == "jpeg" else {}
     figure.savefig(buffer, format=kind, dpi=dpi, facecolor="white", **options)
     return buffer.getvalue()

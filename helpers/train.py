@@ -19,10 +19,9 @@ from torch import Tensor
 
 from . import checkpoint as checkpoints
 from .autosave import Autosave
-from .batches import load_batches
 from .claim import claim
 from .config import Config, OptimConfig
-from .data import Faces
+from .data import Faces, load_batches
 from .degrade import degrade, draw_amounts
 from .losses import EnhancerLoss
 from .model import SplatEnhancer
@@ -88,7 +87,7 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
         One Record per step.
 
     Raises:
-        ValueError: the folder holds a run with settings that cannot be mixed with these.
+        ValueError: the folder holds a run with settings or faces that cannot be mixed with these.
         RuntimeError: another process trains in this folder, or another machine took over on Drive.
         FloatingPointError: losses or gradients are not finite any more.
         OSError: the last state could not be saved.
@@ -99,9 +98,10 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
             autosave.before_step()
             started, terms = time.perf_counter(), Counter()
             rate = learning_rate_at(trainer.step + 1, optim)
-            trainer.set_rate(rate)
+            trainer.optimiser.param_groups[0]["lr"] = rate
 
-            for number in batch_numbers(trainer.step, trainer.step + 1, optim):
+            first = trainer.step * optim.accumulate
+            for number in range(first, first + optim.accumulate):
                 clean, degraded, skip_mask = training_batch(config, next(batches), device)
                 restored = model(degraded, skip_mask)
                 losses = loss(restored, clean, view_seed=config.run.seed + number)
@@ -125,11 +125,11 @@ def _session(config: Config, model: SplatEnhancer, faces: Faces, folder: Path, d
     """All that surrounds the loop: opened in order, and closed however the loop ends."""
     optim, workers = config.optim, config.run.loader_workers
     with claim(folder) as claimed, closing(Publisher(drive)) as publisher, StopRequests() as stop:
-        trainer = resume(config, model, folder=folder, drive=drive)
+        trainer = resume(config, model, folder=folder, drive=drive, faces=faces.trained_on)
         autosave = Autosave(trainer, folder, publisher, claimed)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()  # what came before is not training's
-        numbers = batch_numbers(trainer.step, optim.steps, optim)
+        numbers = range(trainer.step * optim.accumulate, optim.steps * optim.accumulate)
         model.train()
         with closing(load_batches(faces, numbers, seed=config.run.seed, batch=optim.batch,
                                   workers=workers)) as batches:
@@ -146,15 +146,10 @@ def _session(config: Config, model: SplatEnhancer, faces: Faces, folder: Path, d
                           "Run this cell again to go on.")
 
 
-def batch_numbers(step: int, until: int, optim: OptimConfig) -> range:
-    """The numbers of the batches from one step to another: `optim.accumulate` in each."""
-    return range(step * optim.accumulate, until * optim.accumulate)
-
-
-def resume(config: Config, model: SplatEnhancer, *, folder: Path,
-           drive: Path | None = None) -> Trainer:
+def resume(config: Config, model: SplatEnhancer, *, folder: Path, drive: Path | None = None,
+           faces: str = "") -> Trainer:
     """Load the newest good checkpoint of a run into the model, if there is one, and say so."""
-    trainer = Trainer(config, model)
+    trainer = Trainer(config, model, faces)
     saved, passed_over = checkpoints.newest([folder] + ([drive] if drive else []))
     for line in passed_over:
         print("Passed over", line)

@@ -21,10 +21,11 @@ class Trainer:
     Args:
         config: of the run.
         model: whose trained tensors are learned; its working copies may be of half precision.
+        faces: `Faces.trained_on`; empty where it does not matter.
     """
 
-    def __init__(self, config: Config, model: SplatEnhancer) -> None:
-        self.config, self.model, self.step = config, model, 0
+    def __init__(self, config: Config, model: SplatEnhancer, faces: str = "") -> None:
+        self.config, self.model, self.faces, self.step = config, model, faces, 0
         self.history: list[dict[str, Any]] = []
         self.notes: list[dict[str, Any]] = []
         self.working = model.trainable()
@@ -55,11 +56,11 @@ class Trainer:
         tensors["updates"] = updates[0] if updates else torch.zeros(())
         tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
         return Checkpoint(self.step, self.config, tensors, self.scaler.state_dict(),
-                          self.history, self.notes)
+                          self.history, self.notes, self.faces)
 
     def restore(self, saved: Checkpoint) -> None:
-        """Take over a checkpoint; ValueError if it belongs to other settings."""
-        refuse_other_run(saved, self.config)
+        """Take over a checkpoint; ValueError if it belongs to other settings or faces."""
+        refuse_other_run(saved, self.config, self.faces)
         own = saved.trained
         self.model.load_trained(own)
         self.optimiser.state.clear()
@@ -71,11 +72,6 @@ class Trainer:
                 self.optimiser.state[p] = {"step": saved.tensors["updates"].clone()} | moments
         self.scaler.load_state_dict(saved.loss_scale or self.scaler.state_dict())
         self.step, self.history, self.notes = saved.step, list(saved.history), list(saved.notes)
-
-    def set_rate(self, rate: float) -> None:
-        """Set the learning rate of the next step."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of one batch; a step has `optim.accumulate` of them and takes the mean.
@@ -90,17 +86,12 @@ class Trainer:
                 gradient, p.grad = p.grad.float(), None
                 master.grad = gradient if master.grad is None else master.grad + gradient
 
-    def update(self, loss: Tensor | None = None) -> tuple[float, bool]:
+    def update(self) -> tuple[float, bool]:
         """Unscale, clip and step with the gradients there are, unless something is not finite.
-
-        Args:
-            loss: of a step of one batch, which then needs no `backward`.
 
         Returns:
             The gradient's norm, and whether the step was skipped.
         """
-        if loss is not None:
-            self.backward(loss)
         self.scaler.unscale_(self.optimiser)  # once, after the last batch
         norm = float(torch.nn.utils.clip_grad_norm_(self.masters.values(),
                                                     self.config.optim.clip_norm))

@@ -30,7 +30,8 @@ def training_step(bench: Bench, dtype: torch.dtype, config: Config, *,
     mask = torch.ones(len(clean), device=clean.device)
 
     def step() -> bool:
-        return trainer.update(loss(model(degraded, mask), clean)["total"])[1]
+        trainer.backward(loss(model(degraded, mask), clean)["total"])
+        return trainer.update()[1]
     return step
 
 

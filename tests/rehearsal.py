@@ -97,7 +97,8 @@ def save_once(folder: Path) -> dict:
     config, model = rehearsal_config(folder, 1), build(folder, torch.float16)
     trainer = Trainer(config, model)
     weights = torch.stack([p.float().sum() for p in model.trainable().values()])
-    trainer.update(1e-3 * weights.sum())  # scaled to what fp16 gradients can hold
+    trainer.backward(1e-3 * weights.sum())  # scaled to what fp16 gradients can hold
+    trainer.update()
     file = checkpoint.save(trainer.checkpoint(), folder / "one")
     return {"checkpoint_mb": file.stat().st_size / 1e6}
 

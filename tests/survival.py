@@ -111,7 +111,8 @@ class Trainings:
 
     def reached_in(self, *folders: Path) -> int:
         """The step a run goes on from, which is all that is reached before it does."""
-        start = len(checkpoints.read_history(folders))
+        saved, _ = checkpoints.newest(folders)
+        start = saved.step if saved else 0
         self.progress[:] = start.to_bytes(8, "little")
         return start
 
@@ -133,7 +134,7 @@ class Trainings:
         _, status = os.waitpid(self.start(folder, drive), 0)
         if status:
             raise RuntimeError(f"{folder}: expected a training that ends well, got {status}")
-        history = checkpoints.read_history([folder])
+        history = checkpoints.newest([folder])[0].history
         self.step_s = statistics.median(record["seconds"] for record in history)
 
     def kill(self, folder: Path, dice: random.Random, *, steps: tuple[int, int],
@@ -242,8 +243,8 @@ def five_kills(folder: Path) -> list[Kill]:
 
 def draw(kills: list[Kill], folder: Path, path: Path) -> str:
     """Lay both loss curves over each other, mark the kills; returns the title, which counts."""
-    losses, survived = ([r["losses"]["total"] for r in checkpoints.read_history([folder / name])]
-                        for name in ("whole", "killed"))
+    states = (checkpoints.newest([folder / name])[0] for name in ("whole", "killed"))
+    losses, survived = ([r["losses"]["total"] for r in state.history] for state in states)
     largest = max(abs(a - b) for a, b in zip(losses, survived, strict=True))
     differing = len(differences(folder / "whole", folder / "killed"))
     again = sum(kill.reached - kill.kept for kill in kills)

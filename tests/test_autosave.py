@@ -83,7 +83,7 @@ def test_the_best_is_that_of_the_lowest_mean_loss_resumed_or_not(config, build, 
     config = config.with_({"optim.steps": 8, "optim.learning_rate": 2e-2})
     run(config, build, faces, tmp_path / "a", steps=3)
     run(config, build, faces, tmp_path / "a")
-    totals = [r["losses"]["total"] for r in checkpoints.read_history([tmp_path / "a"])]
+    totals = [r["losses"]["total"] for r in checkpoints.newest([tmp_path / "a"])[0].history]
     means = [sum(totals[i:i + 2]) for i in range(0, 8, 2)]
     lowest = 2 * (1 + means.index(min(means)))
     assert checkpoints.load(tmp_path / "a" / checkpoints.BEST).step == lowest

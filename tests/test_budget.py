@@ -12,6 +12,7 @@ from helpers import budget
 from helpers.config import SD_TURBO, TINY_BASE, preset
 from helpers.losses import EnhancerLoss
 from helpers.model import SplatEnhancer
+from tests import bench
 
 T4 = preset("t4").with_({"loss.clip": 0.0})  # 512², batch 2; CLIP on top: the last test
 TERA = 1e12
@@ -33,20 +34,20 @@ def test_the_base_has_the_true_shapes_of_sd_turbo():
 
 
 def test_a_training_step_takes_at_most_8_75_tflop_per_image():
-    assert 8.65 < budget.count_training_flops(T4) / TERA <= 8.75
+    assert 8.65 < bench.training_flops(T4) / TERA <= 8.75
 
 
 def test_a_lean_training_step_takes_about_11_9_tflop_per_image():
-    assert budget.count_training_flops(T4, lean=True) / TERA == pytest.approx(11.9, rel=0.02)
+    assert bench.training_flops(T4, lean=True) / TERA == pytest.approx(11.9, rel=0.02)
 
 
 def test_one_pass_takes_4_44_tflop_per_image():
-    assert budget.count_inference_flops(T4) / TERA == pytest.approx(4.44, rel=0.01)
+    assert bench.inference_flops(T4) / TERA == pytest.approx(4.44, rel=0.01)
 
 
 def test_the_work_of_an_image_does_not_depend_on_the_batch():
     small = preset("demo")
-    one, three = (budget.count_training_flops(small.with_({"optim.batch": n})) for n in (1, 3))
+    one, three = (bench.training_flops(small.with_({"optim.batch": n})) for n in (1, 3))
     assert one == pytest.approx(three, rel=1e-3)
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -35,7 +36,7 @@ def made(step: int, **changes: object) -> Checkpoint:
                "flag": torch.tensor([True, False, True]), "none": torch.zeros(0, 4)}
     history = [{"step": n, "losses": {"total": 1 / n}} for n in range(1, step + 1)]
     return Checkpoint(step, preset("demo").with_(changes), tensors, {"scale": 2.0}, history,
-                      [{"after_step": 0, "changed": {"optim.steps": [300, 500]}}])
+                      [{"after_step": 0, "changed": {"optim.steps": [300, 500]}}], "6 faces a")
 
 
 def steps_in(folder) -> dict[str, int]:
@@ -209,7 +210,6 @@ def test_absurd_content_under_a_right_seal_is_a_value_error(tmp_path, case):
         checkpoints.load(tmp_path / LATEST)
     found, passed_over = checkpoints.newest([tmp_path])
     assert found is None and len(passed_over) == 1
-    checkpoints.read_history([tmp_path])
 
 
 @pytest.mark.parametrize("content", [
@@ -227,7 +227,6 @@ def test_an_absurd_header_is_a_value_error(tmp_path, content):
     with pytest.raises(ValueError, match="expected a whole checkpoint"):
         checkpoints.load(tmp_path / LATEST)
     assert checkpoints.newest([tmp_path])[0] is None
-    assert checkpoints.read_history([tmp_path]) == []
 
 
 def test_names_of_tensors_are_only_names(tmp_path):
@@ -244,12 +243,10 @@ def test_no_clock_decides_which_is_newest(tmp_path):
     os.utime(tmp_path / "b" / LATEST, (2**31, 2**31))
     for folders in (["a", "b"], ["b", "a"], ["none", "a", "b"]):
         assert checkpoints.newest([tmp_path / name for name in folders])[0].step == 9
-    assert len(checkpoints.read_history([tmp_path / "b", tmp_path / "a"])) == 9
 
 
 def test_nothing_saved_is_nothing_found(tmp_path):
-    assert checkpoints.newest([tmp_path]) == (None, [])
-    assert checkpoints.read_history([tmp_path, tmp_path / "none"]) == []
+    assert checkpoints.newest([tmp_path, tmp_path / "none"]) == (None, [])
 
 
 def test_a_folder_that_hangs_or_fails_is_passed_over(tmp_path):
@@ -436,6 +433,14 @@ def test_binding_settings_are_refused_with_both_values_and_the_others_listed():
                "run.seed": 5}
     assert checkpoints.harmless_changes(saved.config, saved.config.with_(changes)) == {
         "optim.steps": [300, 900], "optim.learning_rate": [8e-4, 1e-3], "degrade.noise": [0.9, 0.5]}
+
+
+def test_other_training_faces_are_refused_where_both_are_known():
+    for then, now in (("", "6 faces b"), ("6 faces a", ""), ("6 faces a", "6 faces a")):
+        saved = replace(made(3), faces=then)  # older files know nothing of theirs
+        checkpoints.refuse_other_run(saved, saved.config, now)
+    with pytest.raises(ValueError, match=r"the 6 faces a that .* got 6 faces b; .*run\.name"):
+        checkpoints.refuse_other_run(saved, saved.config, "6 faces b")
 
 
 def test_the_images_of_a_step_may_be_divided_anew_but_not_their_number():

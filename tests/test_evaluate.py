@@ -57,10 +57,14 @@ def test_metrics_clamp_first_and_do_not_depend_on_the_batch(metrics, pairs):
     assert metrics(3 * degraded - 1, clean) == metrics((3 * degraded - 1).clamp(0, 1), clean)
 
 
-def test_metric_networks_are_named_for_what_they_are(metrics, monkeypatch):
-    loss = EnhancerLoss(LossConfig(pretrained=False, clip=0.0), device="cpu")
+@pytest.mark.parametrize("seed", [0, 20_000, 20_000 + 2**32, 10**9])  # torch takes 32 bits of it
+def test_the_metrics_random_network_is_never_the_losss(metrics, seed):
+    loss = EnhancerLoss(LossConfig(pretrained=False, clip=0.0), device="cpu", seed=seed)
     ours, theirs = (n.net.slice1[0].weight for n in (metrics.networks[NAMES[0]], loss.lpips))
-    assert not torch.equal(ours, theirs)  # the random network is another than the loss's
+    assert not torch.equal(ours, theirs)
+
+
+def test_metric_networks_are_named_for_what_they_are(monkeypatch):
     monkeypatch.setattr("helpers.metrics.load_lpips", lambda *_, **__: torch.nn.Identity())
     names = Metrics(LossConfig(pretrained=True), device="cpu").names
     assert names == ("lpips_vgg", "lpips_alex", "psnr", "ssim")

@@ -12,12 +12,12 @@ import pytest
 from helpers.__main__ import ROOT
 
 ORDER = ("files", "patience", "progress", "config", "damage", "runtime", "splat", "snapshots",
-         "regions", "head", "hair", "avatars", "sources", "store", "keep", "data", "draws",
-         "filters", "gaussians", "fit", "effects", "resplat", "degrade", "adapters", "base",
+         "regions", "head", "hair", "avatars", "sources", "store", "sealed", "keep", "data",
+         "draws", "filters", "gaussians", "effects", "resplat", "degrade", "adapters", "base",
          "tiles", "model", "export", "hub", "pix2pix_turbo", "perceptual", "losses", "metrics",
-         "downloads", "sealed", "summary", "checkpoint", "claim", "publish", "stop", "batches",
-         "trainer", "autosave", "train", "budget", "evaluate", "pictures", "show", "sliders",
-         "__main__", "tiny_base")
+         "downloads", "fit", "summary", "checkpoint", "claim", "publish", "stop",
+         "trainer", "autosave", "train", "budget", "evaluate", "pictures", "show",
+         "sliders", "__main__")
 SOURCES = {path.stem: path.read_text(encoding="utf-8")
            for path in sorted((ROOT / "helpers").glob("*.py")) if path.stem != "__init__"}
 

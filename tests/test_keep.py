@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import io
+import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 
 import pytest
 
-from helpers import keep
+from helpers import keep, store
+from helpers.__main__ import ROOT
 from tests.faulty import faulty
 
 CONTENT = {"faces.arrow": bytes(range(256)) * 20, "prepared.json": b"{}"}
@@ -40,7 +44,8 @@ def test_next_machine_takes_back_every_byte_and_nothing_is_copied_twice(made, tm
     assert faults.hits == 0
     assert keep.take_back(other, drive) and read(other) == CONTENT
     assert [p.name for p in drive.iterdir()] == ["faces.tar"]
-    assert {p.name for p in (*made.parent.iterdir(), *other.parent.iterdir())} == {"faces"}
+    beside = {p.name for p in (*made.parent.iterdir(), *other.parent.iterdir())}
+    assert beside - {".faces.lock"} == {"faces"}
     assert capsys.readouterr().out.count("\n") == 2  # kept, taken
 
 
@@ -96,6 +101,52 @@ def test_drive_that_hangs_is_left_after_a_while(made, tmp_path, capsys):
     finally:
         hang.set()
     assert capsys.readouterr().out.count("no answer within 0.05 s") == 2
+
+
+HANGING = """
+import sys
+from pathlib import Path
+from threading import Event
+from helpers import keep, store
+from tests.faulty import faulty
+made, drive = map(Path, sys.argv[2:])
+with faulty(drive, hang=Event(), after_calls=1):
+    if sys.argv[1] == "keep":
+        keep.keep(made, drive)
+    with store.alone(made):
+        keep.take_back(made, drive)
+"""
+
+
+@pytest.mark.parametrize("what", ["keep", "take_back"])
+def test_what_a_kill_left_is_deleted_but_nothing_of_a_process_that_lives(made, tmp_path, what):
+    drive, other = tmp_path / "drive", tmp_path / "two" / "faces"
+    if what == "take_back":
+        keep.keep(made, drive)
+        made = other
+
+    def go_on():
+        if what == "keep":
+            return keep.keep(made, drive)
+        with store.alone(made):
+            return keep.take_back(made, drive)
+    (made.parent / f".{made.name}2.copy-others").mkdir(parents=True)
+    process = subprocess.Popen([sys.executable, "-c", HANGING, what, made, drive], cwd=ROOT)
+    while not (left := list(made.parent.glob(f".{made.name}.copy-*"))):
+        assert process.poll() is None
+        time.sleep(0.01)
+    waiting = Thread(target=go_on)
+    waiting.start()
+    time.sleep(0.3)
+    assert waiting.is_alive() and left[0].is_dir()
+    process.kill()
+    process.wait()
+    assert left[0].is_dir()
+    waiting.join(20)
+    names = {path.name for path in made.parent.iterdir()} - {".faces.lock"}
+    assert names == {"faces", ".faces2.copy-others"}
+    made = tmp_path / "three" / "faces"
+    assert keep.take_back(made, drive) and read(made) == CONTENT
 
 
 def test_a_drive_that_is_gone_is_not_replaced_by_a_local_folder(made, tmp_path, capsys):

@@ -173,7 +173,7 @@ def run_setup(source: str, folder: Path):
 def test_setup_without_helpers_names_the_two_remedies(notebook, tmp_path):
     done = run_setup(setup_cell(notebook), tmp_path)
     assert done.returncode == 1
-    assert "set REPOSITORY" in done.stderr and "copy the folder `helpers`" in done.stderr
+    assert "set REPOSITORY" in done.stderr and "copy the folder" in done.stderr
 
 
 def test_setup_clones_the_repository_it_was_opened_from(notebook, tmp_path):

@@ -111,10 +111,20 @@ def test_comparison_labels_best_median_and_worst_truly(count, kinds):
         assert (axis.images[0].get_array() == CLEAN[face].permute(1, 2, 0).numpy()).all()
 
 
+def test_faces_are_ranked_by_the_network_that_the_loss_does_not_know():
+    faces = SimpleNamespace(load=lambda _, group: (CLEAN[list(group)], REGIONS[list(group)]),
+                            test=range(2))
+    result = Result({"lpips_vgg": [0.4, 0.4], "lpips_alex": [0.4, 0.4]},
+                    {"lpips_vgg": [0.1, 0.3], "lpips_alex": [0.3, 0.1]})
+    figure = show.ranked_comparison(preset("demo"), faces, SimpleNamespace(enhance=torch.clone),
+                                    result, device="cpu")
+    assert figure.axes[0].get_title() == "best (face 2)\n0.40 → 0.10"
+
+
 @pytest.mark.parametrize("totals", [[], [1.0], [2.0] * 100, [math.nan, 1.0, math.inf, 0.0]])
 def test_training_curve_draws_each_term_over_its_steps(totals, tmp_path):
     history = [{"step": i, "losses": {"l1": x / 2, "total": x}} for i, x in enumerate(totals, 1)]
-    lines = (figure := show.training_curve(history, "losses")).axes[0].lines
+    lines = (figure := show.training_curve(history)).axes[0].lines
     assert len(lines) == (4 if totals else 0)  # l1 and total, smoothed and as measured
     assert all(list(line.get_xdata()) == [h["step"] for h in history] for line in lines)
     if len(totals) == 100:

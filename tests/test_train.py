@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 
 import pytest
 import torch
+from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from helpers import checkpoint as checkpoints
 from helpers import evaluate
-from helpers.batches import load_batches
-from helpers.data import draw_batch
+from helpers.data import draw_batch, load_batches, prepare
 from helpers.losses import EnhancerLoss
 from helpers.train import learning_rate_at, train, training_batch
 from helpers.trainer import Trainer
@@ -172,7 +173,8 @@ def test_masters_learn_what_half_precision_would_lose(config, build, faces):
     start = {n: p.detach().clone() for n, p in trainer.masters.items()}
     for step in range(3):
         clean, degraded, mask = batch_at(slow, faces, step)
-        trainer.update(loss(model(degraded, mask), clean)["total"])
+        trainer.backward(loss(model(degraded, mask), clean)["total"])
+        trainer.update()
     assert all(p.dtype == torch.float32 for p in trainer.masters.values())
     moved = [n for n, p in trainer.masters.items() if not torch.equal(start[n], p)]
     lost = [n for n in moved if torch.equal(start[n].bfloat16(), trainer.working[n])]
@@ -208,6 +210,37 @@ def test_a_run_of_other_meaning_is_refused_with_both_values(config, build, faces
     run(config, build, faces, tmp_path, steps=1)
     with pytest.raises(ValueError, match=r"model\.timestep: 50 then, 500 now"):
         run(config.with_({"model.timestep": 500}), build, faces, tmp_path)
+
+
+def prepared(config, folder, names, **changes):
+    """The config of photographs with these names, and the faces made of them."""
+    shutil.rmtree(folder / "photos", ignore_errors=True)
+    (folder / "photos").mkdir()
+    for name in names:
+        Image.new("RGB", (64, 64), (ord(name), 99, 9)).save(folder / "photos" / f"{name}.png")
+    config = config.with_({"data.source": str(folder / "photos"), "data.train_images": 4} | changes)
+    regions = {"parse": lambda images: images[:, 0].mul(0).byte()}
+    return config, prepare(config.data, folder / "data", progress=None, **regions)
+
+
+def test_a_face_that_was_trained_on_is_never_measured_after_a_folder_changed(config, build,
+                                                                             tmp_path):
+    config, faces = prepared(config, tmp_path, "abcdef")
+    held_out, trained = (set(rows["key"]) for rows in (faces.test, faces.train))
+    run(config, build, faces, tmp_path, steps=1)
+    config, others = prepared(config, tmp_path, {*"abcdefg"} - {min(held_out)[0]})
+    assert trained & set(others.test["key"])
+    with pytest.raises(ValueError, match=rf"on the {faces.trained_on} that .*got 4 faces .*; give "
+                                         r".*photos the images and names .*run\.name"):
+        run(config, build, others, tmp_path)
+    again = prepared(config, tmp_path, "abcdef")[1]  # other files of the same names
+    assert run(config, build, again, tmp_path, steps=1)[1][0].step == 2
+
+
+def test_held_out_faces_may_become_fewer(config, build, tmp_path):
+    for step, count in ((1, 2), (2, 1)):
+        own, faces = prepared(config, tmp_path, "abcdef", **{"data.test_images": count})
+        assert run(own, build, faces, tmp_path, steps=1)[1][0].step == step
 
 
 def test_a_finished_run_says_so_and_goes_on_with_more_steps(config, build, faces, tmp_path, capsys):

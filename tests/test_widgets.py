@@ -223,7 +223,7 @@ def test_pressing_use_these_hands_exactly_these_to_training(board, tmp_path):
     board.use.click()
     for folder in (tmp_path / "run", tmp_path / "drive"):
         assert kept_damage([folder]) == board.settings == dataclasses.replace(PLAIN, eyes=0.15)
-    assert str(tmp_path / "run" / FILE) in board.status.value
+    assert "your own damage, saved with this run" in board.status.value
     assert "RUN_NAME" in board.status.value and NOT_YET not in board.status.value
     board.sliders["eyes"].value = 0.2
     assert NOT_YET in board.status.value and "own damage" in board.status.value
@@ -244,7 +244,7 @@ def test_kept_damage_is_where_the_sliders_start(board, avatars):
     board.use.click()
     again = DegradationSliders(*avatars, PLAIN, folders=board.folders[1:])
     assert again.settings == damage("heavy") and again.menu.value == "heavy"
-    assert str(board.folders[1] / FILE) in again.status.value
+    assert "your own damage, saved with this run" in again.status.value
     assert degraded(again) == degraded(board)
     again.reset.click()
     assert again.settings == PLAIN and NOT_YET in again.status.value
@@ -318,6 +318,17 @@ def test_live_training_works_outside_a_notebook_and_goes_on_from_a_checkpoint(tm
     assert seen == [1, 1, 1] and live.bar.n == 5  # drawn after steps 2 and 4, and at the end
     assert [entry["step"] for entry in live.history] == [1, 2, 3, 4, 5]
     assert "5/5" in str(live.bar)
+
+
+def test_live_training_begins_where_training_goes_on_though_a_bit_is_flipped(tmp_path):
+    for step in (1, 2):
+        history = [vars(record(n)) for n in range(1, step + 1)]
+        path = save(Checkpoint(step, CONFIG, {"a": torch.zeros(1)}, history=history), tmp_path)
+    content = bytearray(path.read_bytes())
+    content[8 + int.from_bytes(content[:8], "little")] ^= 1  # in a tensor: the history is legible
+    path.write_bytes(content)
+    live = show.LiveTraining(CONFIG, None, CLEAN, CLEAN, folders=[tmp_path])
+    assert [entry["step"] for entry in live.history] == [1] and "1/5" in str(live.bar)
 
 
 def jpeg(picture):
