@@ -77,12 +77,12 @@ def put(made: Path, drive: Path | None) -> None:
     """Copy the files of a small folder to Drive, in place of those of the same names there.
 
     Args:
-        made: whole; what it holds is read into memory.
+        made: whole; its files are read into memory, its folders left out.
         drive: the folder's own place there, in one that exists; None puts nothing.
     """
     def copy() -> None:
         drive.mkdir(exist_ok=True)
-        for path in sorted(made.iterdir()):
+        for path in sorted(path for path in made.iterdir() if path.is_file()):
             write_whole(drive / path.name, path.read_bytes())
     if drive is None:
         return

@@ -31,9 +31,12 @@ def without_drive(tmp_path_factory):
     content = tmp_path_factory.mktemp("colab") / "content"
     content.mkdir()
     copy_project(content, SMALL)
-    texts = [run_notebook(content, colab_variables(content, drive) | {"OMP_NUM_THREADS": "1"},
-                          f"out-{drive}")[1] for drive in ("refused", "nothing")]
-    return content, texts
+    return content, [run_on_colab(content, drive) for drive in ("refused", "nothing")]
+
+
+def run_on_colab(content: Path, drive: str) -> str:
+    variables = colab_variables(content, drive) | {"OMP_NUM_THREADS": "1"}
+    return run_notebook(content, variables, f"out-{drive}")[1]
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,20 @@ def test_colab_without_drive_runs_to_the_end_and_says_what_is_lost(without_drive
 def test_colab_without_drive_goes_on_from_its_disk(without_drive):
     _, (first, second) = without_drive
     assert "is finished (3 steps)" in second and "is finished" not in first
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Colab runs on Linux")
+def test_colab_brings_everything_to_drive_once_it_is_there(without_drive):
+    content, _ = without_drive
+    text = run_on_colab(content, "granted")
+    assert "is finished (3 steps)" in text and "No Google Drive" not in text
+    here, there = content / "splat_enhancer", content.with_name("content-cloud") / "splat_enhancer"
+    run = Path("runs") / "demo"
+    saved = run / checkpoint.LATEST
+    assert (there / saved).read_bytes() == (here / saved).read_bytes()
+    assert {path.name for path in (there / run / "results").iterdir()} == RESULTS - {"enhancer"}
+    assert len(list((there / run / "enhancer").iterdir())) == 2
+    assert len(list((there / "data").glob("*.tar"))) == 1
 
 
 def test_kaggle_is_no_colab_and_keeps_all_in_its_folder(kaggle):
