@@ -76,8 +76,7 @@ def fitted_pairs(clean: Iterable[Tensor], folder: Path, *, gaussians: int = GAUS
     """
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
-    # The delay: a set that is kept already is read faster than a bar can be
-    for batch in Bar(clean, total=batches, desc="Fitting splats", unit="batch", delay=2):
+    for batch in Bar(clean, total=batches, desc="Fitting splats", unit="batch"):
         seeds = torch.arange(len(batch)) + first_seed + count
         paths = [folder / f"{count + i:05d}.safetensors" for i in range(len(batch))]
         recipes = [_recipe(*sample, gaussians, steps)

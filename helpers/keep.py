@@ -22,6 +22,7 @@ from .sealed import DamagedFile, read_seal
 from .store import alone
 
 ANSWER_S = 300.0  # for one copy; at 10 MB/s that is 3 GB
+SOON_S = 30.0  # for little: somebody waits
 
 
 def keep(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) -> None:
@@ -34,7 +35,7 @@ def keep(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) -> None
     if drive is None:
         return
     try:
-        with alone(made), _beside(made) as folder:
+        with alone(made, wait=False), _beside(made) as folder:
             sealed = folder / f"{made.name}.tar"
             if not within(timeout_s, (drive / sealed.name).is_file):
                 _seal(made, sealed)
@@ -87,7 +88,7 @@ def put(made: Path, drive: Path | None) -> None:
     if drive is None:
         return
     try:
-        within(ANSWER_S, copy)
+        within(SOON_S, copy)
         print(f"{made.name} is in {drive} too.")
     except OSError as error:
         print(f"{made.name}: no copy in {drive} ({error}); it is whole in {made}.")
@@ -96,7 +97,7 @@ def put(made: Path, drive: Path | None) -> None:
 def is_kept(made: Path, drive: Path | None) -> bool:
     """Whether Drive has a copy; whether it is whole shows when it is taken back."""
     try:
-        return drive is not None and within(ANSWER_S, (drive / f"{made.name}.tar").is_file)
+        return drive is not None and within(SOON_S, (drive / f"{made.name}.tar").is_file)
     except OSError:
         return False
 

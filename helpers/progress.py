@@ -1,4 +1,4 @@
-"""One progress bar for every long loop: HTML in a notebook, a line of text in a terminal."""
+"""One progress bar for all long loops of ours: HTML in a notebook, a line of text in a terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Bar(tqdm):
     def __init__(self, iterable: Iterable | None = None, **options: Any) -> None:
         self.slot, self.inline = None, hasattr(get_ipython(), "kernel")
         own = {"file": io.StringIO(), "mininterval": 1.0, "bar_format": _TEXT}
-        super().__init__(iterable, **(own if self.inline else {}) | options)
+        own = (own if self.inline else {}) | {"miniters": 1}  # steps may become slower
+        super().__init__(iterable, **own | options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Show where it is; called by tqdm."""

@@ -15,12 +15,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-import torch
-from packaging.requirements import Requirement
-from packaging.version import Version
-
 from .config import PRESETS, refused
+
+REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
+BRING_THEM = f'run "{sys.executable}" -m pip install -r "{REQUIREMENTS}", then restart the kernel'
+try:
+    import psutil
+    import torch
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+except ModuleNotFoundError as missing:
+    raise RuntimeError(f"packages: expected those of {REQUIREMENTS.name}, got no {missing.name}; "
+                       f"{BRING_THEM}") from missing
 
 GIB = 2**30
 T4_MIN_GIB = 12.0  # what the "t4" preset needs, with room to spare (a T4 shows 14.6)
@@ -95,7 +101,7 @@ def prepare_packages(runtime: Runtime, *, run: Callable[..., Any] = subprocess.r
     """
     version, done = installed or _installed, []
     if runtime.place == "local":
-        _refuse_missing(HOMES["local"] / "requirements.txt", version)
+        _refuse_missing(version)
         return done
     for name, wanted in HOSTED_MISSING.items():
         if version(name) is None:
@@ -214,15 +220,14 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _refuse_missing(requirements: Path, version: Callable[[str], str | None]) -> None:
-    if not requirements.is_file():  # only `helpers` was copied here
+def _refuse_missing(version: Callable[[str], str | None]) -> None:
+    if not REQUIREMENTS.is_file():  # only `helpers` was copied here
         return
-    lines = requirements.read_text(encoding="utf-8").splitlines()
+    lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
     names = [Requirement(line).name for line in lines if line and not line.startswith("#")]
     if missing := [name for name in names if version(name) is None]:
-        raise RuntimeError(f"packages: expected those of {requirements.name}, got none named "
-                           f'{", ".join(missing)}; run "{sys.executable}" -m pip install -r '
-                           f'"{requirements}", then restart the kernel')
+        raise RuntimeError(f"packages: expected those of {REQUIREMENTS.name}, got no "
+                           f"{', '.join(missing)}; {BRING_THEM}")
 
 
 def _pip(run: Callable[..., Any], *arguments: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,14 +129,16 @@ def training_curve(history: Sequence[Mapping[str, Any]]) -> Figure:
 def _draw_curve(figure: FigureBase, history: Sequence[Mapping[str, Any]]) -> None:
     axis = figure.subplots()
     steps = [record["step"] for record in history]
-    floor = 0.05 * min((record["losses"]["total"] for record in history), default=0)
+    totals = [record["losses"]["total"] for record in history]
+    floor = 0.05 * min(filter(math.isfinite, totals), default=0.0)
     for name in history[0]["losses"] if history else ():
         values = torch.tensor([record["losses"][name] for record in history])
         width = max(1, len(values) // 30)
         padded = torch.nn.functional.pad(values[None, None], (width // 2, (width - 1) // 2),
                                          mode="replicate")
         smooth = torch.nn.functional.avg_pool1d(padded, width, 1)[0, 0]
-        label = name if values.max() > floor else f"{name} (below)"  # a term that does nothing
+        seen = values.nan_to_num(0.0).max() > floor  # not so a term that does nothing
+        label = name if seen else f"{name} (below)"
         line, = axis.plot(steps, smooth, label=label, linewidth=1.8)
         axis.plot(steps, values, color=line.get_color(), alpha=0.25, linewidth=0.7)
     axis.set(xlabel="step", ylabel="loss", yscale="log")

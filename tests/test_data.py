@@ -1,6 +1,7 @@
 """The claims of helpers/data.py and helpers/sources.py."""
 
 import contextlib
+import errno
 import os
 import sys
 import zlib
@@ -101,6 +102,20 @@ def test_photographs_whose_masks_changed_are_prepared_anew(tmp_path, photos):
     assert prepared(label=13).load("train", range(4))[1].unique().tolist() == [5]  # hair
     (masks / faces.train["key"][0]).unlink()
     assert list(prepare(tmp_path / "store", source=photos).skipped) == [faces.train["key"][0]]
+
+
+def test_a_drive_that_fails_for_a_moment_leaves_no_image_out(tmp_path, photos, monkeypatch):
+    whole, read, failing = prepare(tmp_path / "a", source=photos), sources.read_image, [5]
+
+    def read_image(path):
+        failing[0] -= 1
+        if not failing[0]:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path)
+    monkeypatch.setattr(sources, "read_image", read_image)
+    with pytest.raises(OSError, match="Input/output error"):
+        prepare(tmp_path / "b", source=photos)
+    assert prepare(tmp_path / "b", source=photos).trained_on == whole.trained_on
 
 
 def test_unreadable_images_are_named_and_left_out(tmp_path, photos, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -34,6 +36,16 @@ def test_a_notebook_shows_one_slot_that_ends_where_the_loop_ended(slots):
 def test_a_loop_of_unknown_length_is_counted_without_an_end(slots):
     assert sum(Bar(iter([1, 2]), desc="read")) == 3
     assert slots[0][-1].startswith("<progress aria-label=") and "read: 2/?" in slots[0][-1]
+
+
+def test_a_loop_that_becomes_slow_still_moves(slots):
+    def steps():
+        yield from range(2_000)  # so fast that tqdm would look at every hundredth only
+        for step in range(3):
+            time.sleep(0.05)
+            yield step
+    list(Bar(steps(), total=2_003, mininterval=0.02))
+    assert {"2001/2003", "2002/2003"} <= set(re.findall(r"\d+/2003", "".join(slots[0])))
 
 
 def test_a_short_loop_shows_nothing_where_a_delay_is_asked_for(slots):

@@ -1,6 +1,7 @@
 """Where am I, which preset, which packages, where to keep things."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from helpers import runtime
+from helpers.__main__ import ROOT
 from helpers.runtime import Runtime
 
 LOCAL = Runtime(place="local", device=torch.device("cpu"), dtype=torch.float32, gpu=None,
@@ -101,8 +103,18 @@ def test_colab_and_kaggle_get_lpips_and_lose_old_torchao_and_nothing_else_change
 def test_local_machine_without_a_package_is_told_what_to_run():
     def installed(name):
         return None if name in ("lpips", "peft") else "1.0"
-    with pytest.raises(RuntimeError, match=r'none named peft, lpips; run .*" -m pip install -r '):
+    with pytest.raises(RuntimeError, match=r'got no peft, lpips; run .*" -m pip install -r '):
         runtime.prepare_packages(LOCAL, installed=installed)
+
+
+@pytest.mark.parametrize("name", ["torch", "psutil", "packaging.version"])
+def test_local_machine_without_the_first_packages_is_told_the_same(name):
+    code = f"import sys; sys.modules[{name!r}] = None; from helpers import runtime"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
+                          encoding="utf-8")
+    assert done.returncode == 1
+    assert re.search(rf'got no {name}; run ".*" -m pip install -r ".*requirements.txt"',
+                     done.stderr.splitlines()[-1])
 
 
 def test_pip_without_a_network_names_the_setting_that_kaggle_leaves_off():

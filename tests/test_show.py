@@ -111,6 +111,13 @@ def test_comparison_labels_best_median_and_worst_truly(count, kinds):
         assert (axis.images[0].get_array() == CLEAN[face].permute(1, 2, 0).numpy()).all()
 
 
+def test_a_term_far_below_the_others_is_named_so_and_a_bad_step_changes_nothing():
+    history = [{"step": i, "losses": {"l1": x / 2, "gram": 1e-9, "total": x}}
+               for i, x in enumerate([math.nan, 1.0, math.inf, 2.0, math.nan], 1)]
+    legend = show.training_curve(history).axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["l1", "gram (below)", "total"]
+
+
 def test_faces_are_ranked_by_the_network_that_the_loss_does_not_know():
     faces = SimpleNamespace(load=lambda _, group: (CLEAN[list(group)], REGIONS[list(group)]),
                             test=range(2))
