@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import time
 from collections import Counter, deque
@@ -28,6 +29,7 @@ SMALLEST_SIDE_PX = 64
 HUB_TRIES = 5  # 30 s of waiting in all
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # PIL would run Ghostscript on an EPS
 STORE_FORMAT = 2  # raised whenever what stands in a store's folder changes
+GONE = (errno.EIO, errno.ENOTCONN, errno.ETIMEDOUT)  # Drive, not the image
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # PIL raises all
 
 Row = Mapping[str, Any]
@@ -83,6 +85,11 @@ def store_name(config: DataConfig, seed: int) -> str:
     digest = hashlib.sha256(repr([STORE_FORMAT, *origin]).encode()).hexdigest()[:8]
     counts = f"{config.train_images}+{config.test_images}"
     return f"{label}-{config.size_px}px-{counts}-seed{seed}-{digest}"
+
+
+def has_masks(source: str) -> bool:
+    """Whether the regions of a folder's images are known."""
+    return _photo_files(source)[1] is not None
 
 
 def too_few(config: DataConfig, found: str, skipped: Mapping[str, str]) -> ValueError:
@@ -231,6 +238,8 @@ def _readable(name: str, place: Place, read: Callable[..., Any], *arguments: Any
     try:
         return read(*arguments)
     except IMAGE_ERRORS as error:
+        if getattr(error, "errno", None) in GONE:
+            raise
         reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
         place.skipped[name] = reason
         return None
