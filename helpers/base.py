@@ -17,11 +17,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from .config import ASSETS, TINY_BASE, refused
 from .files import write_whole
+from .patience import within
 from .snapshots import fetch, loading_quietly
 
 WEIGHTS = ("*.fp16.safetensors", "*.safetensors")  # half the bytes first
-WEIGHTLESS = ("tokenizer", "scheduler")
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")  # in the order of use
+ANSWER_S = 30.0  # of a cache: Drive can hang
 
 
 @torch.no_grad()
@@ -30,7 +31,7 @@ def embed_prompt(base: str, prompt: str, caches: Sequence[Path | None] = ()) -> 
 
     Args:
         caches: folders that keep the result, such as this disk and Drive; once one of them has it,
-            no text encoder is loaded any more. One that fails is passed over.
+            no text encoder is loaded any more. One that fails or hangs is passed over.
 
     Returns:
         (1, tokens, width) float32.
@@ -43,7 +44,7 @@ def embed_prompt(base: str, prompt: str, caches: Sequence[Path | None] = ()) -> 
     for path in paths:
         with suppress(OSError, SafetensorError, KeyError):
             # Not mapped: where Drive dies, touching a mapped page of it kills the process
-            return load(path.read_bytes())["prompt_embedding"]
+            return load(within(ANSWER_S, path.read_bytes))["prompt_embedding"]
     tokenizer = CLIPTokenizer.from_pretrained(_base_folder(base, "tokenizer"))
     length = tokenizer.model_max_length
     tokens = tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt")
@@ -53,7 +54,7 @@ def embed_prompt(base: str, prompt: str, caches: Sequence[Path | None] = ()) -> 
     embedding = encoder(tokens.input_ids).last_hidden_state
     for path in paths:
         with suppress(OSError):
-            write_whole(path, save({"prompt_embedding": embedding}))
+            within(ANSWER_S, write_whole, path, save({"prompt_embedding": embedding}))
     return embedding
 
 
@@ -61,7 +62,7 @@ def is_embedded(base: str, prompt: str, caches: Sequence[Path | None]) -> bool:
     """Whether one of the caches has the sentence already."""
     for path in (folder / embedding_name(base, prompt) for folder in caches if folder):
         with suppress(OSError):
-            if path.is_file():
+            if within(ANSWER_S, path.is_file):
                 return True
     return False
 
@@ -74,9 +75,9 @@ def embedding_name(base: str, prompt: str) -> str:
 
 def part_files(part: str) -> tuple[list[str], list[str]]:
     """Patterns of a part's files, and of its weights: its fp16 ones, or where it has none, all."""
-    if part in WEIGHTLESS:
-        return [f"{part}/*"], []
-    return [f"{part}/*.json"], [f"{part}/{pattern}" for pattern in WEIGHTS]
+    if part == "tokenizer":
+        return [f"{part}/*.json", f"{part}/*.txt"], []
+    return [f"{part}/*.json"], [f"{part}/{p}" for p in WEIGHTS if part != "scheduler"]
 
 
 def load_network(kind: type, base: str, part: str, **options: Any) -> Any:

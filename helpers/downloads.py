@@ -15,7 +15,7 @@ from .keep import is_kept
 from .losses import CLIP_FILES, CLIP_NAME
 from .regions import FACE_PARSER, PARSER_FILES
 from .snapshots import DEMO, Wanted, is_cached, is_silence, missing_bytes, out_of_reach
-from .sources import CELEBA_HQ, TEST_SHARE, store_name
+from .sources import CELEBA_HQ, TEST_SHARE, has_masks, store_name
 
 LINK_BYTES_PER_S = 50e6  # of a hosted notebook; a slow link at home has a tenth
 IMAGE_BYTES = 98_000  # of one face of CelebA-HQ, on average: 2.76 GB of 28,000 and 2,000
@@ -51,7 +51,7 @@ def plan(config: Config, *, faces: Path, caches: Sequence[Path | None] = (),
     """Ask the hub for the sizes of all that a run will fetch and this machine does not have.
 
     A hub that is busy is named with its error and is no reason to stop, nor is one that does not
-    answer where nothing is missing.
+    answer where nothing of its own is missing.
 
     Args:
         faces, drive: the folder of prepared faces and of its copies, as for `data.prepare`.
@@ -61,13 +61,14 @@ def plan(config: Config, *, faces: Path, caches: Sequence[Path | None] = (),
         By origin, only what is missing; streamed images are estimated.
 
     Raises:
-        RuntimeError: something is missing, and the hub is out of reach.
+        RuntimeError: something of the hub is missing, and it is out of reach.
     """
-    made = faces / store_name(config.data, config.run.seed)
-    streams = (config.data.source == "celeba-hq" and not made.is_dir()
-               and not is_kept(made, drive))
-    repositories, silence, sizes = _repositories(config, caches, streams), None, {}
-    for name, wanted in repositories.items():
+    source, made = config.data.source, faces / store_name(config.data, config.run.seed)
+    new = source != "avatars" and not made.is_dir() and not is_kept(made, drive)
+    streams = new and source == "celeba-hq"
+    parses = streams or (new and not has_masks(source))
+    silence, sizes = None, {}
+    for name, wanted in _repositories(config, caches, parses).items():
         try:
             sizes[name] = missing_bytes(name, *wanted)
         except RuntimeError as error:
@@ -75,12 +76,11 @@ def plan(config: Config, *, faces: Path, caches: Sequence[Path | None] = (),
             sizes[name] = 0 if is_cached(name, *wanted) else str(error)
     if streams:
         sizes[f"{CELEBA_HQ} (about)"] = streamed_images(config) * IMAGE_BYTES
-    sizes |= _torchvision_weights(config)
     missing = {name: size for name, size in sizes.items() if size}
     if missing and silence:
         raise out_of_reach(f"{', '.join(missing)} for preset {config.preset!r}", silence,
                            f" (on Kaggle: Settings > Internet){DEMO}") from silence
-    return Downloads(missing, offline=silence is not None)
+    return Downloads(missing | _torchvision_weights(config), offline=silence is not None)
 
 
 def streamed_images(config: Config) -> int:
@@ -90,14 +90,14 @@ def streamed_images(config: Config) -> int:
 
 
 def _repositories(config: Config, caches: Sequence[Path | None],
-                  streams: bool) -> dict[str, list[Wanted]]:
+                  parses: bool) -> dict[str, list[Wanted]]:
     """What is fetched of each repository of a hub."""
     base, wanted = config.model.base, {}
     if base != TINY_BASE:
         embedded = is_embedded(base, config.model.prompt, caches)
         wanted[base] = [part_files(part) for part in PARTS
                         if not (embedded and part in TEXT_PARTS)]
-    if streams:
+    if parses:
         wanted[FACE_PARSER] = [PARSER_FILES]
     if config.loss.clip:
         wanted[CLIP_NAME] = [CLIP_FILES]

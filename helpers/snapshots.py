@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, ModelInfo, snapshot_download, try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     OfflineModeIsEnabled,
 )
+from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import tqdm
 
 # A name that cannot be one, and the base error of the client's own HTTP library
@@ -40,8 +42,8 @@ def fetch(name: str | Path, files: Sequence[str], weights: Sequence[str] = (), *
     """Fetch some files of a hub repository; what lies in the cache is not fetched again.
 
     The hub's client resumes broken downloads. A hub that is busy, or a connection that is reset,
-    it gives up on at once: then all is tried again, up to three times. What a hub does not give
-    after that is taken from the cache, if all of it lies there.
+    it gives up on at once: then what the cache has is used if all of it lies there, and says so;
+    else all is tried again, up to three times.
 
     Args:
         name: a hub name, or a folder, which is returned as it is.
@@ -57,12 +59,11 @@ def fetch(name: str | Path, files: Sequence[str], weights: Sequence[str] = (), *
     """
     if Path(name).is_dir():
         return Path(name)
+    cached = partial(_cached, str(name), files, weights)
     try:
-        folder = _first_whole(partial(_download, str(name)), files, weights)
-        if folder is None:
-            _ask(str(name))  # out of reach, a client before 1.0 returns what the cache has
+        folder = _first_whole(partial(_download, str(name), cached), files, weights)
     except HUB_ERRORS as error:
-        if (folder := _cached(str(name), files, weights)) is None:
+        if (folder := cached()) is None:
             raise out_of_reach(str(name), error, instead) from error
         print(f"hub: {name}: {_reason(error)}; what lies in the cache is used")
     if folder is None:
@@ -93,12 +94,12 @@ def missing_bytes(name: str, *wanted: Wanted) -> int:
         info = _ask(name)
     except HUB_ERRORS as error:
         raise out_of_reach(f"the sizes of {name}", error) from error
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    there = {file.rfilename: file for file in info.siblings or ()}
     patterns = {pattern for files, weights in wanted for pattern in (
-        *files, *[p for p in weights if any(fnmatch(path, p) for path in sizes)][:1])}
-    return sum(size for path, size in sizes.items()
+        *files, *[p for p in weights if any(fnmatch(path, p) for path in there)][:1])}
+    return sum(file.size or 0 for path, file in there.items()
                if any(fnmatch(path, pattern) for pattern in patterns)
-               and not isinstance(try_to_load_from_cache(name, path, revision=info.sha), str))
+               and not _has(name, file, info.sha))
 
 
 @contextmanager
@@ -165,17 +166,29 @@ def _cached(name: str, files: Sequence[str], weights: Sequence[str]) -> Path | N
         return None
 
 
+def _has(name: str, file: RepoSibling, revision: str | None) -> bool:
+    """Whether the cache has a file, if only of another revision that did not change it."""
+    blob = file.lfs.sha256 if file.lfs else file.blob_id
+    blobs = Path(HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "blobs")
+    return (blobs / (blob or "")).is_file() or isinstance(
+        try_to_load_from_cache(name, file.rfilename, revision=revision), str)
+
+
 def _ask(name: str) -> ModelInfo:
     return HfApi().model_info(name, files_metadata=True, timeout=ANSWER_S)
 
 
-def _download(name: str, allow_patterns: list[str]) -> str:
-    load = partial(snapshot_download, name, allow_patterns=allow_patterns, tqdm_class=_Bar)
+def _download(name: str, cached: Callable[[], Path | None], allow_patterns: list[str]) -> str:
+    """Try as often as it makes sense; what the cache has is not waited for."""
+    def load() -> str:
+        _ask(name)  # out of reach, the client would return what the cache has, without a word
+        return snapshot_download(name, allow_patterns=allow_patterns, tqdm_class=_Bar)
+
     for wait_s in WAITS_S:
         try:
             return load()
         except HUB_ERRORS as error:
-            if not passes(error):
+            if not passes(error) or cached():
                 raise
             wait_s = _asked_wait_s(error) or wait_s
             print(f"hub: {name}: {_reason(error)}; trying again in {wait_s} s")

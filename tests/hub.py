@@ -53,6 +53,12 @@ class Repository:
             known["lfs"] = {"oid": etag(path, content), "size": len(content), "pointerSize": 134}
         return known
 
+    def sibling(self, path: str) -> dict:
+        """What the list of all files says of one, beside its path."""
+        entry = self.entry(path)
+        lfs = {"lfs": entry["lfs"] | {"sha256": entry["lfs"]["oid"]}} if "lfs" in entry else {}
+        return {"size": entry["size"], "blobId": entry["oid"]} | lfs
+
     def tree(self, under: str, recursive: bool) -> list[dict]:
         """The files in a folder, and its folders."""
         start = f"{under}/" if under else ""
@@ -188,8 +194,8 @@ class _Handler(BaseHTTPRequestHandler):
         return getattr(self, action)(asked.get("path") or "")
 
     def info(self, _: str) -> None:
-        files = [{"rfilename": path} | ({"size": len(content)} if "blobs" in self.query else {})
-                 for path, content in sorted(self.repository.files.items())]
+        files = [{"rfilename": path} | (self.repository.sibling(path) if "blobs" in self.query
+                                        else {}) for path in sorted(self.repository.files)]
         self.answer_json({"id": self.home.split("/", 1)[1], "sha": self.repository.commit,
                           "private": False, "gated": "manual" if self.repository.gated else False,
                           "disabled": False, "tags": [], "siblings": files, "downloads": 0,

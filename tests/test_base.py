@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging
 
-from helpers.base import embed_prompt, read_alpha_bar
+from helpers import base as base_module
+from helpers.base import embed_prompt, is_embedded, read_alpha_bar
+
+from .faulty import faulty
 
 GOLDEN_BASE = Path(__file__).parent / "fixtures" / "golden" / "base"
 
@@ -50,6 +54,18 @@ def test_cached_prompt_needs_no_text_encoder(full_base, tmp_path):
     assert torch.equal(embed_prompt(str(full_base), "a face", [None]), first)
     with pytest.raises(ValueError, match="text_encoder"):
         embed_prompt(str(base), "a face", caches)
+
+
+def test_a_drive_that_hangs_is_passed_over(full_base, tmp_path, monkeypatch):
+    monkeypatch.setattr(base_module, "ANSWER_S", 0.05)
+    (drive := tmp_path / "drive").mkdir()
+    back, written = threading.Event(), tmp_path / "disk"
+    with faulty(drive, hang=back) as faults:
+        embedding = embed_prompt(str(full_base), "a face", [drive, written])
+        assert not is_embedded(str(full_base), "a face", [drive])
+        assert faults.hits >= 3 and not back.is_set()
+        back.set()
+    assert torch.equal(embed_prompt(str(full_base), "a face", [written]), embedding)
 
 
 def test_a_network_without_all_its_weights_is_refused(full_base, tmp_path):
