@@ -41,7 +41,8 @@ class Autosave:
         self.tried_at = time.monotonic()  # a clock that is set back does not move this one
         if not trainer.step or self._best():  # a kill may have come before it was kept as best
             self.save()
-        elif checkpoints.step_or_none(folder / checkpoints.LATEST) == trainer.step:
+        elif publisher.folder and checkpoints.step_or_none(
+                folder / checkpoints.LATEST) == trainer.step:
             publisher.submit(folder / checkpoints.LATEST)  # Drive may have been gone before
 
     def before_step(self) -> None:
