@@ -13,8 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-from .config import PRESETS, refused
-from .files import write_whole
+from .config import PRESETS
+from .errors import refused
+from .storage import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "splat_enhancer.ipynb"
@@ -108,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _print(folder: Path) -> None:
     """The figures of a run, a table for each set of images."""
-    from .evaluate import format_table, read_metrics
+    from .evaluation import format_table, read_metrics
 
     for name, figures in read_metrics(folder / "metrics.json")["sets"].items():
         print(f"{name}: {format_table(figures)}")

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files import write_whole
+from .errors import refused
+from .storage import write_whole
 
 ASSETS = Path(__file__).parent / "assets"
 TINY_BASE = "tiny-sd-turbo"  # ours, embedded in helpers/assets
@@ -280,11 +281,6 @@ def preset(name: str) -> Config:
     if name not in list(PRESETS):
         raise refused("preset", f"one of {sorted(PRESETS)} or 'auto'", name, "pick one of them")
     return Config(preset=name).with_(PRESETS[name])
-
-
-def refused(name: str, expected: str, got: object, remedy: str) -> ValueError:
-    """The error of a value that cannot be used, in the one form of this project."""
-    return ValueError(f"{name}: expected {expected}, got {got!r}; {remedy}")
 
 
 def _numbers(config: object, **limits: tuple[float, float]) -> None:

@@ -27,19 +27,20 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers import budget
-from helpers.autosave import Autosave
-from helpers.avatars import render_avatar
-from helpers.claim import claim
-from helpers.config import Config, DegradeConfig, preset, refused
-from helpers.degrade import AMOUNTS, degrade
-from helpers.files import write_whole
-from helpers.gaussians import LIMIT
-from helpers.model import SplatEnhancer
-from helpers.publish import Publisher
-from helpers.resplat import DEFECTS, FEWEST, gaussian_count
-from helpers.train import resume
-from helpers.trainer import Trainer
+from helpers.checkpoints.claims import claim
+from helpers.checkpoints.publisher import Publisher
+from helpers.config import Config, DegradeConfig, preset
+from helpers.degradation.pipeline import AMOUNTS, degrade
+from helpers.degradation.resplat import DEFECTS, FEWEST, gaussian_count
+from helpers.errors import refused
+from helpers.faces.avatars import render_avatar
+from helpers.model.enhancer import SplatEnhancer
+from helpers.plans import budget
+from helpers.splats.gaussians import LIMIT
+from helpers.storage.files import write_whole
+from helpers.training.autosave import Autosave
+from helpers.training.loop import resume
+from helpers.training.trainer import Trainer
 from tests import rehearsal
 
 FILE = Path(__file__).resolve().parent.parent / "results" / "benchmark.json"
@@ -92,7 +93,7 @@ def images_per_s(settings: DegradeConfig, clean: torch.Tensor, regions: torch.Te
 def slider_times(start: DegradeConfig, names: Iterator[str], clean: torch.Tensor,
                  regions: torch.Tensor, *, moves: int = 60) -> list[float]:
     """Seconds from moving a slider to the new JPEG in the widget, for each of many moves."""
-    from helpers.sliders import DegradationSliders  # ipywidgets, which a GPU machine may lack
+    from helpers.views.sliders import DegradationSliders  # ipywidgets, which a GPU machine may lack
 
     panel = DegradationSliders(clean, regions, start)
     values = itertools.cycle((0.35, 0.65, 0.2, 0.8))
@@ -115,7 +116,7 @@ def p95(times: list[float]) -> float:
 def peak_mib(count: int) -> float:
     """Peak memory of a fresh Linux process that degrades `count` images in one batch, in MiB."""
     code = ("import re, torch; from pathlib import Path; from helpers.config import DegradeConfig; "
-            "from helpers.degrade import degrade; torch.set_num_threads(2); "
+            "from helpers.degradation.pipeline import degrade; torch.set_num_threads(2); "
             f"x = torch.rand(1, 3, {SIDE}, {SIDE}).expand({count}, -1, -1, -1); "
             f"r = torch.ones({count}, {SIDE}, {SIDE}, dtype=torch.uint8); "
             "degrade(x[:1], r[:1], DegradeConfig(), torch.arange(1)); "

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from helpers import config as settings
-from helpers import data
-from helpers.losses import EnhancerLoss
-from helpers.model import SplatEnhancer
+from helpers.distances.losses import EnhancerLoss
+from helpers.faces import data
+from helpers.model.enhancer import SplatEnhancer
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden" / "base"
 

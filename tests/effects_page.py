@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from helpers.avatars import render_avatar
-from helpers.damage import DAMAGE, IMITATES, damage
-from helpers.degrade import AMOUNTS, DegradeConfig, degrade
-from helpers.regions import BACKGROUND, REGIONS
-from helpers.resplat import DEFECTS
-from helpers.show import grid, save_figure
-from helpers.splat import project, rasterise
+from helpers.degradation.pipeline import AMOUNTS, DegradeConfig, degrade
+from helpers.degradation.presets import DAMAGE, IMITATES, damage
+from helpers.degradation.resplat import DEFECTS
+from helpers.faces.avatars import render_avatar
+from helpers.faces.regions import BACKGROUND, REGIONS
+from helpers.splats.rasteriser import project, rasterise
+from helpers.views.display import grid, save_figure
 from tests.fit_head import SIZE_PX, Head, fit, look_from, render
 
 FOLDER = Path(__file__).resolve().parent.parent / "results" / "degradation"

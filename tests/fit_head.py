@@ -19,8 +19,8 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from helpers.__main__ import ROOT
-from helpers.avatars import _Dice, _light, _person
-from helpers.splat import Camera, Splats, project, rasterise
+from helpers.faces.avatars import _Dice, _light, _person
+from helpers.splats.rasteriser import Camera, Splats, project, rasterise
 
 SIZE_PX = 192
 MATTE = (0.22, 0.72, 0.33)  # studio green, as avatars are filmed: what shines through is seen

@@ -19,8 +19,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from helpers.budget import PROMPT_TOKENS
-from helpers.config import SD_TURBO, refused
+from helpers.config import SD_TURBO
+from helpers.errors import refused
+from helpers.plans.budget import PROMPT_TOKENS
 from tests.gpu_rows import forward_row, train_row
 from tests.gpu_setup import Bench, Figures, limit_memory, random_loss, short, timed
 from tests.rehearsal import make_base

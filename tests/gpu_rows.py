@@ -8,11 +8,11 @@ from functools import cache, partial
 
 import torch
 
-from helpers import budget
 from helpers.config import Config, DegradeConfig
-from helpers.degrade import degrade
-from helpers.splat import Splats, rasterise
-from helpers.trainer import Trainer
+from helpers.degradation.pipeline import degrade
+from helpers.plans import budget
+from helpers.splats.rasteriser import Splats, rasterise
+from helpers.training.trainer import Trainer
 from tests.bench import faces, seconds
 from tests.gpu_setup import Bench, Figures, differences, random_loss, release, timed
 

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from helpers.base import read_alpha_bar
-from helpers.budget import PROMPT_TOKENS
-from helpers.config import SD_TURBO, TINY_BASE, Config, preset, refused
-from helpers.losses import EnhancerLoss
-from helpers.model import SplatEnhancer
+from helpers.config import SD_TURBO, TINY_BASE, Config, preset
+from helpers.distances.losses import EnhancerLoss
+from helpers.errors import refused
+from helpers.model.base import read_alpha_bar
+from helpers.model.enhancer import SplatEnhancer
+from helpers.plans.budget import PROMPT_TOKENS
 from tests.bench import seconds
 from tests.rehearsal import TEXT, random_networks
 

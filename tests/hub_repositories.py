@@ -14,11 +14,11 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, SegformerConfig, SegformerForSemanticSegmentation
 
-from helpers.avatars import render_avatar
 from helpers.config import ASSETS, SD_TURBO, TINY_BASE
-from helpers.losses import CLIP_NAME
-from helpers.regions import CELEBA_MASK_LABELS, FACE_PARSER
-from helpers.sources import CELEBA_HQ
+from helpers.distances.losses import CLIP_NAME
+from helpers.faces.avatars import render_avatar
+from helpers.faces.regions import CELEBA_MASK_LABELS, FACE_PARSER
+from helpers.faces.sources import CELEBA_HQ
 
 from .hub import Repository
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
-from helpers.damage import DAMAGE, damage
-from helpers.data import to_tensor
-from helpers.degrade import degrade
-from helpers.fit import GAUSSIANS, STEPS, fit_splats
-from helpers.regions import CELEBA_MASK_LABELS, region_lookup
+from helpers.degradation.pipeline import degrade
+from helpers.degradation.presets import DAMAGE, damage
+from helpers.faces.data import to_tensor
+from helpers.faces.regions import CELEBA_MASK_LABELS, region_lookup
+from helpers.splats.fit import GAUSSIANS, STEPS, fit_splats
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"

@@ -5,12 +5,13 @@
 
 import torch
 
-from helpers import checkpoint, evaluate
 from helpers.__main__ import ROOT
-from helpers.avatars import render_avatar
+from helpers.checkpoints import checkpoint
 from helpers.config import DegradeConfig, preset
-from helpers.degrade import degrade
-from helpers.model import SplatEnhancer
+from helpers.degradation.pipeline import degrade
+from helpers.evaluation import results as evaluate
+from helpers.faces.avatars import render_avatar
+from helpers.model.enhancer import SplatEnhancer
 
 config = preset("demo")
 model = SplatEnhancer.from_pretrained(config.model, device="cpu")

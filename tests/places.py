@@ -25,7 +25,7 @@ import nbformat
 from packaging.requirements import Requirement
 
 from helpers.__main__ import NOTEBOOK, ROOT
-from helpers.files import write_whole
+from helpers.storage.files import write_whole
 
 STAND_IN = ROOT / "tests" / "colab"
 BESIDES = ("numpy", "pillow", "torchao")  # what the named packages bring, or must do without
@@ -44,7 +44,7 @@ def copy_project(folder: Path, changes: dict[str, Any] | None = None) -> None:
     shutil.copytree(ROOT / "helpers", folder / "helpers",
                     ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / NOTEBOOK, folder)
-    for name in (NOTEBOOK, "helpers/runtime.py"):
+    for name in (NOTEBOOK, "helpers/machine/runtime.py", "helpers/machine/drive.py"):
         text = (folder / name).read_text(encoding="utf-8")
         text = text.replace('"/content/', f'"{folder.as_posix()}/')
         text = text.replace('"/kaggle/working"', f'"{folder.as_posix()}"')

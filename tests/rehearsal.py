@@ -21,13 +21,16 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from helpers import budget, checkpoint, data, evaluate
+from helpers.checkpoints import checkpoint
 from helpers.config import ASSETS, SD_TURBO, TINY_BASE, Config, preset
-from helpers.files import write_whole
-from helpers.losses import EnhancerLoss
-from helpers.model import SplatEnhancer
-from helpers.train import train
-from helpers.trainer import Trainer
+from helpers.distances.losses import EnhancerLoss
+from helpers.evaluation import results as evaluate
+from helpers.faces import data
+from helpers.model.enhancer import SplatEnhancer
+from helpers.plans import budget
+from helpers.storage.files import write_whole
+from helpers.training.loop import train
+from helpers.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "results" / "rehearsal.json"

@@ -26,16 +26,17 @@ from typing import Any
 import torch
 from matplotlib import pyplot
 
-from helpers import checkpoint as checkpoints
-from helpers import data, evaluate
+from helpers.checkpoints import checkpoint as checkpoints
 from helpers.config import Config, preset
-from helpers.losses import EnhancerLoss
-from helpers.metrics import Metrics
-from helpers.model import SplatEnhancer
-from helpers.train import train
+from helpers.distances.losses import EnhancerLoss
+from helpers.distances.metrics import Metrics
+from helpers.evaluation import results as evaluate
+from helpers.faces import data
+from helpers.model.enhancer import SplatEnhancer
+from helpers.training.loop import train
 
 from .conftest import GOLDEN
-from .training import QUICK, states_differ
+from .runs import QUICK, states_differ
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "results" / "survival" / "loss.png"

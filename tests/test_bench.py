@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from helpers.config import refused
-from helpers.model import SplatEnhancer
+from helpers.errors import refused
+from helpers.model.enhancer import SplatEnhancer
 from tests import bench, bench_gpu
 from tests.conftest import GOLDEN
 from tests.gpu_reference import SAME_WORK, check_reference, load_reference

@@ -9,7 +9,7 @@ import pytest
 
 from helpers.__main__ import NOTEBOOK, ROOT, execute_notebook, main
 from helpers.config import preset
-from helpers.evaluate import Result, format_table, write_metrics
+from helpers.evaluation.results import Result, format_table, write_metrics
 
 RESULT = Result({"psnr": [20.0, 22.0], "ssim": [0.5, 0.6]}, {"psnr": [23.0, 24.0],
                                                              "ssim": [0.7, 0.7]})

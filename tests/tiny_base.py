@@ -24,8 +24,8 @@ from torch.nn.functional import avg_pool2d, interpolate, mse_loss
 from tqdm import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from helpers.avatars import render_avatar
 from helpers.config import ASSETS, TINY_BASE, ModelConfig
+from helpers.faces.avatars import render_avatar
 
 SIZE_PX = 128
 FIRST_IDENTITY = 100_000  # train seeds start at 0, test seeds at 1,000,000

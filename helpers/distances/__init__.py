@@ -1,0 +1,6 @@
+"""How far a picture is from its clean original: perceptual networks, the loss, the metrics."""
+
+from .losses import CLIP_FILES, CLIP_NAME, EnhancerLoss
+from .metrics import Metrics
+
+__all__ = ["CLIP_FILES", "CLIP_NAME", "EnhancerLoss", "Metrics"]

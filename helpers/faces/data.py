@@ -1,0 +1,229 @@
+"""Faces in, batches out: a source's images in one Arrow folder, and the batches drawn from it."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..config import DataConfig
+from ..errors import refused
+from ..machine import Bar
+from ..storage import alone, keep, take_back
+from .regions import FaceParser
+from .sources import (
+    IMAGE_ERRORS,
+    Row,
+    Sample,
+    derive_number,
+    draw_samples,
+    left_out,
+    read_image,
+    store_name,
+    too_few,
+)
+from .store import GROUP, PartialStore, damaged, read_contents
+
+__all__ = ["Faces", "draw_batch", "prepare", "read_image", "to_tensor"]
+
+Parser = Callable[[Tensor], Tensor]  # (B, 3, H, W) in [0, 1] -> regions (B, H, W) uint8
+
+
+class Faces:
+    """The prepared faces of a run, read from their Arrow folder.
+
+    Attributes:
+        train, test: `datasets.Dataset` with columns key, image, regions (PNG bytes), split.
+        skipped: the images left out, each with the reason.
+        trained_on: names the training faces and their order, on every machine alike.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self.store, self.skipped = store, read_contents(store)
+        rows = datasets.load_from_disk(str(store))
+        split = np.array(list(rows["split"]))
+        self.train = rows.select(np.flatnonzero(split == "train"))
+        self.test = rows.select(np.flatnonzero(split == "test"))
+        self.trained_on = f"{len(self.train)} faces {derive_number(*self.train['key']):016x}"
+
+    def __len__(self) -> int:
+        return len(self.train) + len(self.test)
+
+    def load(self, split: str, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Decode some faces.
+
+        Args:
+            split: "train" or "test".
+            indices: rows of that split.
+
+        Returns:
+            clean (B, 3, H, W) float32 in [0, 1] and regions (B, H, W) uint8, on the CPU.
+
+        Raises:
+            ValueError: an unknown split, or a face that is no longer what was written.
+        """
+        if split not in ("train", "test"):
+            raise refused("split", "'train' or 'test'", split, "pick one of them")
+        try:
+            rows = getattr(self, split)[list(indices)]
+            clean, regions = (_stacked([Image.open(BytesIO(png), formats=["PNG"]) for png in pngs])
+                              for pngs in (rows["image"], rows["regions"]))  # (B, H, W[, 3])
+        except IMAGE_ERRORS as error:
+            raise damaged(self.store, f"{error} in {split} {list(indices)}") from error
+        return _to_unit(clean), regions
+
+
+def prepare(config: DataConfig, folder: Path, *, device: torch.device | str = "cpu", seed: int = 0,
+            drive: Path | None = None,
+            progress: Callable[..., Iterable[Row]] | None = Bar,
+            rows: Iterable[Row] | None = None, parse: Parser | None = None) -> Faces:
+    """Make the Arrow folder of a data config once; later calls only check and open it.
+
+    However it is interrupted, the next call goes on from the last group of faces it kept, and
+    the folder is there only once it is whole.
+
+    Args:
+        config: source, size and counts.
+        folder: where Arrow folders are kept.
+        device: where the face parser runs, if the source needs one.
+        seed: of the split into train and test (avatars are split by identity).
+        drive: a folder on Drive that keeps a copy for the machine of the next session.
+        progress: wraps the loop as `tqdm` does; None shows nothing.
+        rows, parse: stand in for the CelebA-HQ stream and for the published face parser.
+
+    Raises:
+        ValueError: no images, too few, a stream without an `image` column, or a damaged folder.
+        RuntimeError: the hub stayed out of reach; what is done is kept.
+        OSError: the disk is full; what is done is kept.
+    """
+    store = Path(folder) / store_name(config, seed)
+    if not store.is_dir():
+        with alone(store):
+            if not (store.is_dir()  # it may have been made while this process waited
+                    or take_back(store, drive)):
+                _fill(PartialStore(store), config, seed, rows, parse, device, progress)
+    faces = Faces(store)
+    keep(store, drive)
+    if faces.skipped:
+        print(f"data: {left_out(faces.skipped)}")
+    return faces
+
+
+def draw_batch(faces: Faces, *, seed: int, step: int, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw the training batch of a step: a function of (seed, step, batch), whatever came before.
+
+    Each pass over the training images takes a new order and meets every image once; half of
+    the samples are mirrored.
+
+    Returns:
+        clean (B, 3, H, W), regions (B, H, W), and sample_seeds (B,) int64 for the degradation.
+
+    Raises:
+        ValueError: a negative step or an empty batch.
+    """
+    if step < 0 or batch < 1:
+        raise refused("draw_batch", "step >= 0 and batch >= 1", (step, batch), "count from step 0")
+    count, positions = len(faces.train), range(step * batch, (step + 1) * batch)
+    dice = {e: torch.Generator().manual_seed(derive_number(seed, "epoch", e))
+            for e in {p // count for p in positions}}
+    orders = {e: torch.randperm(count, generator=dice[e]).tolist() for e in dice}
+    clean, regions = faces.load("train", [orders[p // count][p % count] for p in positions])
+    sample_seeds = torch.tensor([derive_number(seed, "sample", p) for p in positions])
+    mirrored = (sample_seeds % 2 == 1).view(-1, 1, 1)
+    clean = torch.where(mirrored[:, None], clean.flip(-1), clean)
+    return clean, torch.where(mirrored, regions.flip(-1), regions), sample_seeds
+
+
+class NumberedBatches(Dataset):
+    """The batches of a run as a sequence without end: number → `draw_batch` of that number."""
+
+    def __init__(self, faces: Faces, *, seed: int, batch: int) -> None:
+        self.faces, self.seed, self.batch = faces, seed, batch
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        return draw_batch(self.faces, seed=self.seed, step=number, batch=self.batch)
+
+
+def load_batches(faces: Faces, numbers: range, *, seed: int, batch: int,
+                 workers: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Draw batches in order, the same ones whoever draws them. Closing it ends the processes.
+
+    Args:
+        numbers: of the batches.
+        seed, batch: as for `draw_batch`.
+        workers: processes that read ahead, on the CPU; 0 reads here, when asked.
+
+    Yields:
+        What `draw_batch` returns: clean (B, 3, H, W), regions (B, H, W), sample_seeds (B,).
+    """
+    yield from DataLoader(
+        NumberedBatches(faces, seed=seed, batch=batch), sampler=numbers, batch_size=None,
+        num_workers=workers, worker_init_fn=_leave_interrupts_to_the_trainer,
+        multiprocessing_context="spawn" if workers else None,  # a fork would copy CUDA's state
+        generator=torch.Generator())  # its own: the global one is left alone
+
+
+def _leave_interrupts_to_the_trainer(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches every process
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB picture as a batch of one, (1, 3, H, W) float32 in [0, 1]."""
+    return _to_unit(_stacked([image]))
+
+
+def _fill(partial: PartialStore, config: DataConfig, seed: int, rows: Iterable[Row] | None,
+          parse: Parser | None, device: torch.device | str,
+          progress: Callable[..., Iterable[Row]] | None) -> None:
+    """Add to a partial store what it lacks, group by group, and seal it."""
+    place, wanted = partial.place, {"train": config.train_images, "test": config.test_images}
+    fresh: Iterable[Row] = _encoded(draw_samples(config, seed, place, rows), parse, device)
+    if progress:
+        fresh = progress(fresh, total=sum(wanted.values()), initial=len(place.done),
+                         desc="Preparing faces", unit="image")
+    fresh = iter(fresh)
+    while group := list(islice(fresh, GROUP)):
+        partial.add(group)
+    found = Counter(place.done.values())
+    if found != wanted:
+        partial.discard()  # it can never be completed
+        raise too_few(config, f"{found['train']} and {found['test']}", place.skipped)
+    partial.seal()
+
+
+def _encoded(samples: Iterator[Sample], parse: Parser | None,
+             device: torch.device | str) -> Iterator[dict[str, Any]]:
+    """Rows of the store; regions not known are parsed, a group of images at a time."""
+    while group := list(islice(samples, GROUP)):
+        keys, splits, images, regions = zip(*group, strict=True)
+        if regions[0] is None:  # a source knows all regions or none
+            parse = parse or FaceParser(device=device)  # freed with this generator
+            regions = [Image.fromarray(one.cpu().numpy())
+                       for one in parse(_to_unit(_stacked(images)).to(device))]
+        for key, split, image, region in zip(keys, splits, images, regions, strict=True):
+            yield {"key": key, "image": _to_png(image), "regions": _to_png(region), "split": split}
+
+
+def _stacked(images: Sequence[Image.Image]) -> Tensor:
+    return torch.from_numpy(np.stack([np.array(image) for image in images]))
+
+
+def _to_unit(pixels: Tensor) -> Tensor:  # (B, H, W, 3) uint8 -> (B, 3, H, W) in [0, 1]
+    return pixels.permute(0, 3, 1, 2).contiguous().float().div(255)
+
+
+def _to_png(image: Image.Image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "PNG", compress_level=1)  # lossless, and much faster than the default
+    return buffer.getvalue()

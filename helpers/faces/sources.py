@@ -1,0 +1,304 @@
+"""Where faces come from: procedural avatars, CelebA-HQ from the hub, a folder of photographs."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..config import DataConfig
+from ..errors import refused
+from ..storage import HUB_ERRORS, loading_quietly, out_of_reach, passes
+from .regions import CELEBA_MASK_LABELS, FACE_PARSER, region_lookup
+
+CELEBA_HQ = "mattymchen/celeba-hq"
+AVATARS = "685f4f37"  # their version: other pictures want another (tests/faces/test_avatars.py)
+FIRST_TEST_AVATAR = 1_000_000  # avatar seeds from here on are never trained on
+TEST_SHARE = 1 / 8  # of a stream's images: held out whether or not they are asked for
+SMALLEST_SIDE_PX = 64
+HUB_TRIES = 5  # 30 s of waiting in all
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # PIL would run Ghostscript on an EPS
+STORE_FORMAT = 2  # raised whenever what stands in a store's folder changes
+GONE = (errno.EIO, errno.ENOTCONN, errno.ETIMEDOUT)  # Drive, not the image
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # PIL raises all
+
+Row = Mapping[str, Any]
+Sample = tuple[str, str, Image.Image, Image.Image | None]  # key, split, image, regions if known
+
+
+@dataclass
+class Place:
+    """How far a source has been read: where an interrupted preparation goes on."""
+
+    done: dict[str, str] = field(default_factory=dict)  # the faces that are kept: key and split
+    skipped: dict[str, str] = field(default_factory=dict)  # the images left out: name and reason
+    rows: int = 0  # taken from a stream
+    bookmark: dict[str, Any] | None = None  # the stream's own, after these rows
+
+
+def draw_samples(config: DataConfig, seed: int, place: Place,
+                 rows: Iterable[Row] | None = None) -> Iterator[Sample]:
+    """Yield square images of a config's source, size and counts, each with its split.
+
+    Those that are done are neither rendered nor read again.
+
+    Args:
+        config: source, size and counts.
+        seed: of the split into train and test (avatars are split by identity).
+        place: where to go on; it moves along, but who keeps a sample enters it in `done`.
+        rows: stand in for the CelebA-HQ stream.
+
+    Raises:
+        ValueError: no images, too few, or a stream without an `image` column.
+        RuntimeError: the hub stayed out of reach.
+    """
+    if config.source == "avatars":
+        return _avatars(config, place)
+    if config.source == "celeba-hq":
+        return _streamed(rows, config, seed, place)
+    return _photographs(config, seed, place)
+
+
+def store_name(config: DataConfig, seed: int) -> str:
+    """Name what a config draws; the name differs whenever the faces would."""
+    label, version = config.source, AVATARS
+    if config.source == "celeba-hq":
+        version = _digest(CELEBA_HQ, FACE_PARSER)
+    elif config.source != "avatars":
+        files, masks = _photo_files(config.source)
+        paths = [*files, *(sorted(masks.glob("*.png")) if masks else ())]
+        stats = [path.stat() if path.is_file() else path.lstat() for path in paths]
+        label = files[0].parent.name
+        version = _digest(masks, *((path, stat.st_size, stat.st_mtime)
+                                   for path, stat in zip(paths, stats, strict=True)))
+    counts = f"{config.train_images}+{config.test_images}"
+    return f"{label}-{config.size_px}px-{counts}-seed{seed}-{version}"
+
+
+def has_masks(source: str) -> bool:
+    """Whether the regions of a folder's images are known."""
+    return _photo_files(source)[1] is not None
+
+
+def too_few(config: DataConfig, found: str, skipped: Mapping[str, str]) -> ValueError:
+    """The error of a source that has fewer images than the config asks for."""
+    return ValueError(
+        f"data: expected {config.train_images} training and {config.test_images} test images from "
+        f"{config.source}, got {found}{f' ({left_out(skipped)})' if skipped else ''}; "
+        "lower data.train_images or data.test_images")
+
+
+def left_out(skipped: Mapping[str, str]) -> str:
+    """Count the images that were left out and name the first three, in one line."""
+    named = "; ".join(f"{name}: {reason}" for name, reason in islice(skipped.items(), 3))
+    named = named if named.isprintable() else ascii(named)  # a file's name can be anything
+    more = f"; … and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    return f"{len(skipped)} left out: {named}{more}"
+
+
+def derive_number(*parts: int | str) -> int:
+    """Derive a 63-bit number that follows from the parts alone."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
+def read_image(source: Path | bytes | Image.Image) -> Image.Image:
+    """Read a photograph as upright RGB: EXIF turned, grey repeated, transparency on white.
+
+    Raises:
+        ValueError: a side under 64 pixels, or nothing that could be an image.
+        OSError: not an image, or a truncated one.
+    """
+    if isinstance(source, Path):
+        source = source.expanduser().read_bytes()
+    if not isinstance(source, bytes | Image.Image):
+        raise ValueError(f"expected the bytes of an image, got {type(source).__name__}")
+    image = source if isinstance(source, Image.Image) else _opened(source)
+    image = ImageOps.exif_transpose(image)
+    if min(image.size) < SMALLEST_SIDE_PX:
+        raise ValueError(f"expected sides of {SMALLEST_SIDE_PX} pixels or more, got {image.size}")
+    if image.mode.startswith("I"):  # 16-bit grey, which PIL would clip to white
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _avatars(config: DataConfig, place: Place) -> Iterator[Sample]:
+    from .avatars import render_avatar
+    for split, first, count in (("train", 0, config.train_images),
+                                ("test", FIRST_TEST_AVATAR, config.test_images)):
+        for avatar_seed in range(first, first + count):
+            if (key := f"avatar-{avatar_seed}") not in place.done:
+                image, regions = render_avatar(avatar_seed, config.size_px)
+                pixels = image.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).contiguous()
+                yield (key, split, Image.fromarray(pixels.numpy()),
+                       Image.fromarray(regions.numpy()))
+
+
+def _streamed(rows: Iterable[Row] | None, config: DataConfig, seed: int,
+              place: Place) -> Iterator[Sample]:
+    """The first rows that fill both splits; place in the stream and seed decide a row's split."""
+    wanted = {"train": config.train_images, "test": config.test_images}
+    enough = 100 + 2 * int(max(wanted["train"] / (1 - TEST_SHARE), wanted["test"] / TEST_SHARE))
+    left, stream = Counter(wanted) - Counter(place.done.values()), _persistent(rows, place)
+    while left.total() and place.rows < enough and (row := next(stream, None)) is not None:
+        if "image" not in row:
+            raise refused(CELEBA_HQ, "a column 'image'", sorted(row),
+                          "choose another source or the 'demo' preset")
+        key = f"celeba-hq-{place.rows - 1:05d}"
+        split = "test" if _share(seed, key) < TEST_SHARE else "train"
+        cell = row["image"]  # PIL's image, or a dict of its bytes and path: never read from there
+        cell = cell.get("bytes") if isinstance(cell, Mapping) else cell
+        if left[split] and (image := _readable(key, place, read_image, cell)):
+            yield key, split, _square(image, config.size_px), None
+            left[split] -= 1
+
+
+def _photographs(config: DataConfig, seed: int, place: Place) -> Iterator[Sample]:
+    """A folder's images in an order of their own: tests from its front, training from its back.
+
+    So any counts the folder can serve are served, and asking for more training images moves
+    none that was held out.
+    """
+    files, masks = _photo_files(config.source)
+    if len(files) < config.train_images + config.test_images:
+        raise too_few(config, f"{len(files)} in all", place.skipped)
+    queue = deque(sorted(files, key=lambda path: _share(seed, path.name)))
+    for split, left, take in (("test", config.test_images, queue.popleft),
+                              ("train", config.train_images, queue.pop)):
+        while left and queue:
+            path = take()
+            if path.name in place.done:
+                left -= 1
+            elif path.name not in place.skipped and (found := _readable(
+                    path.name, place, _read_photo, path, masks, config.size_px)):
+                left -= 1
+                yield path.name, split, *found
+
+
+def _digest(*origin: object) -> str:
+    return hashlib.sha256(repr([STORE_FORMAT, *origin]).encode()).hexdigest()[:8]
+
+
+def _photo_files(source: str) -> tuple[list[Path], Path | None]:
+    """The images of a folder, and the folder of their masks if there is one beside it."""
+    folder = Path(source).expanduser().resolve()
+    if not folder.is_dir():
+        raise refused("data.source", "'avatars', 'celeba-hq' or a folder of images", source,
+                      "check the spelling and the path")
+    if (folder / "images").is_dir():
+        folder = folder / "images"
+    files = [path for path in sorted(folder.iterdir())
+             if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")]
+    if not files:
+        raise refused("data.source", f".jpg, .png or .webp images in {folder}", files,
+                      "add some or choose another folder")
+    masks = folder.parent / "masks"
+    return files, masks if masks.is_dir() else None
+
+
+def _read_photo(path: Path, masks: Path | None,
+                size_px: int) -> tuple[Image.Image, Image.Image | None]:
+    image = read_image(_own(path))
+    if masks is None:
+        return _square(image, size_px), None
+    ids = np.array(_opened(_own(masks / f"{path.stem}.png").read_bytes()))  # (H, W), unconverted
+    if ids.ndim != 2 or ids.max() >= len(CELEBA_MASK_LABELS):
+        raise ValueError(f"expected class ids under {len(CELEBA_MASK_LABELS)} in its mask")
+    if abs(ids.shape[1] / ids.shape[0] - image.width / image.height) > 0.01:
+        raise ValueError(f"expected a mask in its proportions {image.size}, got {ids.shape[::-1]}")
+    regions = region_lookup(dict(enumerate(CELEBA_MASK_LABELS))).numpy()[ids]
+    return (_square(image, size_px),
+            _square(Image.fromarray(regions), size_px, Image.Resampling.NEAREST))
+
+
+def _own(path: Path) -> Path:
+    """The path of a regular file with a name in Unicode, unless a link leads out of its folder."""
+    path.name.encode()  # a ValueError, if it is not
+    if not path.is_file() or not path.resolve().is_relative_to(path.parent.resolve()):
+        raise ValueError(f"expected {path.name} to be a file of its folder, not a link out of it")
+    return path
+
+
+def _opened(content: bytes) -> Image.Image:
+    return Image.open(BytesIO(content), formats=FORMATS)
+
+
+def _readable(name: str, place: Place, read: Callable[..., Any], *arguments: Any) -> Any:
+    """What `read` returns; or None, and the image is entered in `skipped`, if it is of no use."""
+    try:
+        return read(*arguments)
+    except IMAGE_ERRORS as error:
+        if getattr(error, "errno", None) in GONE:
+            raise
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+        place.skipped[name] = reason
+        return None
+
+
+def _square(image: Image.Image, size_px: int,
+            resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
+    return ImageOps.fit(image, (size_px, size_px), method=resample)  # centre crop, then resize
+
+
+def _persistent(rows: Iterable[Row] | None, place: Place) -> Iterator[Row]:
+    """Go on where a connection error stopped the rows; give up after five without a row."""
+    failures = 0
+    while True:
+        try:
+            for row in _rows_after(place, _hub_stream() if rows is None else rows):
+                failures = 0
+                yield row
+            return
+        except HUB_ERRORS as error:
+            failures += 1
+            if failures == HUB_TRIES or not passes(error):
+                raise out_of_reach(f"row {place.rows} of {CELEBA_HQ}", error) from error
+            print(f"data: {CELEBA_HQ} broke off after {place.rows} rows "
+                  f"({type(error).__name__}: {error}); trying again in {2**failures} s")
+            time.sleep(2**failures)
+
+
+def _rows_after(place: Place, stream: Iterable[Row]) -> Iterator[Row]:
+    """The rows that follow a place, which moves along.
+
+    With its bookmark a hub's stream loads again no more than the two parts of a file (some 100
+    rows each) where it stopped; without one, or with that of another release, all before.
+    """
+    marked, skip = isinstance(stream, datasets.IterableDataset), place.rows
+    if marked and place.bookmark and place.bookmark["release"] == datasets.__version__:
+        stream.load_state_dict(place.bookmark["state"])
+        skip = 0
+    for row in islice(stream, skip, None):
+        place.rows += 1
+        if marked:
+            place.bookmark = {"release": datasets.__version__, "state": stream.state_dict()}
+        yield row
+
+
+def _hub_stream() -> Iterable[Row]:
+    """CelebA-HQ, about 0.1 MB a face; only the parts of files that are taken are downloaded."""
+    with loading_quietly():
+        stream = datasets.load_dataset(CELEBA_HQ, split="train", streaming=True)
+    if hasattr(stream, "reshard"):  # since datasets 4.6: parts of files can be passed over
+        stream = stream.reshard()
+    if "image" in (stream.features or {}):  # kept encoded: a broken image then has a name
+        stream = stream.cast_column("image", datasets.Image(decode=False))
+    return stream
+
+
+def _share(seed: int, key: str) -> float:
+    """The place of an image in [0, 1), which decides its split."""
+    return derive_number(seed, "split", key) / 2**63

@@ -1,0 +1,152 @@
+"""The folder of prepared faces: it grows in groups, and has its name only once it is whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+
+from ..errors import refused
+from ..storage import write_whole
+from .sources import Place, Row
+
+GROUP = 4  # faces that are parsed and kept together: an interruption costs fewer than these
+CONTENTS = "prepared.json"  # what was left out, and the SHA-256 of every other file of a store
+_SCHEMA = pa.schema({"key": pa.string(), "image": pa.binary(), "regions": pa.binary(),
+                     "split": pa.string()})
+
+
+class PartialStore:
+    """The groups that an interrupted preparation left, and the place to go on from.
+
+    Each group is one file beside the store, written whole and named by its number and hash, with
+    the source's place after it: a torn, changed or foreign file ends the groups that are trusted.
+
+    Attributes:
+        groups: the files of the groups, in order.
+        place: how far the source has been read.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self.store, self.folder = store, store.with_name(store.name + ".partial")
+        self.groups: list[Path] = []
+        self.place = Place()
+        found = sorted(self.folder.glob("*.arrow"))
+        for path in found:
+            content = path.read_bytes()
+            if path.name != self._name(content):
+                break
+            table = pa.ipc.open_stream(content).read_all()
+            place = Place(**json.loads(table.schema.metadata[b"place"]))
+            place.done = self.place.done | dict(zip(
+                table["key"].to_pylist(), table["split"].to_pylist(), strict=True))
+            self.place = place
+            self.groups.append(path)
+        for path in found[len(self.groups):]:
+            print(f"data: {path.name} is damaged or follows one that is; its faces are made again")
+            path.unlink()
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Keep a group of faces and the place after it.
+
+        Raises:
+            OSError: no room; what was kept before stays.
+        """
+        note = dataclasses.asdict(self.place) | {"done": {}}  # the rows of the groups say it
+        schema = _SCHEMA.with_metadata({"place": json.dumps(note)})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, schema) as stream:
+            stream.write_batch(pa.RecordBatch.from_pylist(list(rows), schema=schema))
+        content = sink.getvalue().to_pybytes()
+        with self._told():
+            self.groups.append(write_whole(self.folder / self._name(content), content))
+        self.place.done |= {row["key"]: row["split"] for row in rows}
+
+    def seal(self) -> None:
+        """Make the groups one Arrow folder, and give it its name when all of it is on the disk.
+
+        Raises:
+            OSError: no room; the groups stay.
+        """
+        faces = self.folder / "faces"
+        with self._told():
+            shutil.rmtree(faces, ignore_errors=True)
+            groups = [datasets.Dataset.from_file(str(path)) for path in self.groups]
+            with _without_bars():  # there is one for the faces already
+                datasets.concatenate_datasets(groups).save_to_disk(faces)
+            del groups  # Windows deletes no file that is mapped
+            digests = {path.name: _sha256(path, flush=True) for path in sorted(faces.iterdir())}
+            contents = {"skipped": self.place.skipped, "sha256": digests}
+            write_whole(faces / CONTENTS, json.dumps(contents, indent=2).encode())
+            faces.replace(self.store)
+        self.discard()
+
+    def discard(self) -> None:
+        """Delete the groups."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _name(self, content: bytes) -> str:
+        """The name of the next group, if this is its content."""
+        return f"{len(self.groups):06d}-{hashlib.sha256(content).hexdigest()[:16]}.arrow"
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, f"data: expected to write to {self.folder}, got {error}; "
+                          f"make room and run again: {len(self.place.done)} faces are kept"
+                          ) from error
+
+
+def read_contents(store: Path) -> dict[str, str]:
+    """Check every byte of a store against what was written.
+
+    Returns:
+        What was left out: name and reason.
+
+    Raises:
+        ValueError: a file is missing or was changed; it says what to do.
+    """
+    try:
+        contents = json.loads((store / CONTENTS).read_bytes())
+        changed = [name for name, digest in contents["sha256"].items()
+                   if _sha256(store / name) != digest]
+        skipped = dict(contents["skipped"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(store, f"{type(error).__name__}: {error}") from error
+    if changed:
+        raise damaged(store, f"other bytes in {', '.join(changed)}")
+    return skipped
+
+
+def damaged(store: Path, found: str) -> ValueError:
+    """The error of a store that is no longer what was written."""
+    return refused(f"faces in {store}", "what was prepared", found,
+                   "delete this folder and run again: it is prepared anew")
+
+
+def _sha256(path: Path, *, flush: bool = False) -> str:
+    with path.open("rb+" if flush else "rb") as file:
+        if flush:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

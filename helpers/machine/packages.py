@@ -1,0 +1,95 @@
+"""The packages a run needs: named where they are missing, mended where this project may."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
+BRING_THEM = f'run "{sys.executable}" -m pip install -r "{REQUIREMENTS}", then restart the kernel'
+try:  # what the other rooms import before a machine can be looked at
+    import filelock  # noqa: F401
+    import huggingface_hub  # noqa: F401
+    import IPython  # noqa: F401
+    import psutil  # noqa: F401
+    import safetensors  # noqa: F401
+    import torch  # noqa: F401
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+except ModuleNotFoundError as missing:
+    raise RuntimeError(f"packages: expected those of {REQUIREMENTS.name}, got no {missing.name}; "
+                       f"{BRING_THEM}") from missing
+
+HOSTED_MISSING = {"lpips": "lpips==0.1.4"}  # all it needs is preinstalled: --no-deps is safe
+TORCHAO_MIN = Version("0.16.0")  # peft raises ImportError on anything older
+
+
+def prepare_packages(place: str, *, run: Callable[..., Any] = subprocess.run,
+                     installed: Callable[[str], str | None] | None = None) -> list[str]:
+    """On Colab and Kaggle, add what is missing and remove a torchao that breaks peft.
+
+    Kaggle's images are Colab's with more in them, but for lpips (github.com/Kaggle/docker-python).
+    Call it before diffusers and peft are imported. pip never touches torch, numpy or pillow.
+    What was done is printed and returned, one line each. Elsewhere nothing is changed.
+
+    Args:
+        place: of the machine, as `Runtime.place` names it.
+        run: runs a command as `subprocess.run` does.
+        installed: version of an installed package, None if absent.
+
+    Raises:
+        RuntimeError: pip failed, peft was imported too early, or a local machine lacks a package.
+    """
+    version, done = installed or installed_version, []
+    if place == "local":
+        _refuse_missing(version)
+        return done
+    for name, wanted in HOSTED_MISSING.items():
+        if version(name) is None:
+            _pip(run, "install", "--no-deps", wanted)
+            done.append(f"Installed {wanted}.")
+    torchao = version("torchao")
+    if torchao and Version(torchao) < TORCHAO_MIN:
+        if "peft" in sys.modules:
+            raise RuntimeError(f"torchao: expected {TORCHAO_MIN} or newer, or none, before peft is "
+                               f"imported, got {torchao}; restart the session, then run all")
+        _pip(run, "uninstall", "--yes", "torchao")
+        done.append(f"Removed torchao {torchao}: peft refuses versions before {TORCHAO_MIN}.")
+    importlib.invalidate_caches()
+    for line in done:
+        print(line)
+    return done
+
+
+def installed_version(name: str) -> str | None:
+    """The version of an installed package; None if it is absent."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _refuse_missing(version: Callable[[str], str | None]) -> None:
+    if not REQUIREMENTS.is_file():  # only `helpers` was copied here
+        return
+    lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
+    names = [Requirement(line).name for line in lines if line and not line.startswith("#")]
+    if missing := [name for name in names if version(name) is None]:
+        raise RuntimeError(f"packages: expected those of {REQUIREMENTS.name}, got no "
+                           f"{', '.join(missing)}; {BRING_THEM}")
+
+
+def _pip(run: Callable[..., Any], *arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", *arguments]
+    try:
+        run(command, check=True, capture_output=True, encoding="utf-8")
+    except subprocess.CalledProcessError as error:
+        raise RuntimeError(f"pip {' '.join(arguments)}: expected success, got "
+                           f"{(error.stderr or '').strip()[-300:]}; check the connection "
+                           "(on Kaggle: Settings > Internet), then restart the session and run "
+                           "all") from error

@@ -1,0 +1,13 @@
+"""The enhancer: a frozen SD-Turbo, LoRA and skips on it, one step; tiles; exports.
+
+To learn how it is built read `enhancer.py`, then `adapters.py` and `base.py`.
+"""
+
+from .base import PARTS, is_embedded, part_files
+from .enhancer import SplatEnhancer
+from .exports import export, load
+from .hub import push
+from .pix2pix_turbo import from_pix2pix_turbo
+
+__all__ = ["PARTS", "SplatEnhancer", "export", "from_pix2pix_turbo", "is_embedded", "load",
+           "part_files", "push"]

@@ -1,0 +1,256 @@
+"""The enhancer: SD-Turbo turned into a one-step image-to-image network by LoRA and skips."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..config import ModelConfig
+from ..errors import refused
+from .adapters import DECODER_TARGETS, UNET_TARGETS, add_lora, merged_lora, skip_convolutions
+from .base import embed_prompt, load_network, read_alpha_bar
+from .tiles import MARGIN_PX, OVERLAP_PX, TILE_PX, enhance_tiled
+
+
+class SplatEnhancer(nn.Module):
+    """A frozen latent-diffusion base that learns to restore images in one pass.
+
+    Trained are LoRA layers in the UNet and the VAE decoder, the UNet's `conv_in`, and 1×1 skip
+    convolutions from encoder to decoder. All modules hold working copies in one dtype; where that
+    is a half-precision one, the trainer keeps fp32 masters of `trainable()`.
+
+    Source: Parmar et al., "One-Step Image Translation with Text-to-Image Models", 2024.
+    """
+
+    def __init__(self, config: ModelConfig, *, vae: AutoencoderKL, unet: UNet2DConditionModel,
+                 prompt_embedding: Tensor, alpha_bar: float, seed: int = 0) -> None:
+        """Freeze the base networks (in place) and add what is trained.
+
+        Args:
+            prompt_embedding: (1, tokens, cross-attention width of the UNet).
+            alpha_bar: cumulative product of the noise schedule at `config.timestep`, in (0, 1).
+            seed: of the LoRA weights; the global generators are left alone.
+        """
+        super().__init__()
+        shape, width = tuple(prompt_embedding.shape), unet.config.cross_attention_dim
+        if len(shape) != 3 or shape[::2] != (1, width):
+            raise refused("prompt_embedding", f"shape (1, tokens, {width})", shape,
+                          "use the text encoder of the same base")
+        self.alpha_bar, self.lean_memory = alpha_bar, False
+        self.vae, self.unet = vae.requires_grad_(False), unet.requires_grad_(False)
+        self.register_buffer("prompt_embedding", prompt_embedding)
+        self.register_buffer("timestep", torch.tensor(config.timestep))
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(seed)  # torch.manual_seed reseeds GPUs too
+            add_lora(self.unet, config.unet_rank, UNET_TARGETS)
+            add_lora(self.vae, config.vae_rank, DECODER_TARGETS)
+            self.skips = skip_convolutions(vae.config.block_out_channels, config.skip_init)
+        self.unet.conv_in.requires_grad_(True)
+        self.train()
+
+    @classmethod
+    def from_pretrained(cls, config: ModelConfig, *, device: torch.device | str,
+                        dtype: torch.dtype = torch.float32, caches: Sequence[Path | None] = (),
+                        prompt_embedding: Tensor | None = None, seed: int = 0) -> SplatEnhancer:
+        """Build the enhancer on the base named by the config.
+
+        Args:
+            dtype: of all working copies: float32 on a CPU, float16 on a GPU.
+            caches: folders that keep the prompt's embedding between runs: this disk, Drive.
+            prompt_embedding: (1, tokens, width), used instead of embedding `config.prompt`.
+            seed: of the LoRA weights.
+
+        Raises:
+            ValueError: a base that cannot be found, or one that does not predict noise.
+            RuntimeError: the hub did not give the base.
+        """
+        if prompt_embedding is None:  # first: the text encoder is gone before the UNet comes
+            prompt_embedding = embed_prompt(config.base, config.prompt, caches)
+        vae = load_network(AutoencoderKL, config.base, "vae", torch_dtype=dtype)
+        unet = load_network(UNet2DConditionModel, config.base, "unet", torch_dtype=dtype)
+        alpha_bar = read_alpha_bar(config.base, config.timestep)
+        return cls(config, vae=vae, unet=unet, prompt_embedding=prompt_embedding,
+                   alpha_bar=alpha_bar, seed=seed).to(device=device, dtype=dtype)
+
+    @property
+    def size_multiple(self) -> int:
+        """The sides of an image must be multiples of this: what VAE and UNet halve, in pixels."""
+        return 2 ** sum(len(n.config.block_out_channels) - 1 for n in (self.vae, self.unet))
+
+    def forward(self, degraded: Tensor, skip_mask: Tensor | None = None) -> Tensor:
+        """Restore images in one step, differentiable and not clamped.
+
+        Args:
+            degraded: (B, 3, H, W) in [0, 1], sides multiples of `size_multiple`.
+            skip_mask: (B,) factor on the skips of each sample, 0 drops them; None is all 1.
+
+        Returns:
+            (B, 3, H, W) float32, roughly in [0, 1].
+
+        Raises:
+            ValueError: images or a mask of another shape or type.
+        """
+        _check_images(degraded, self.size_multiple)
+        skip_scale = self._skip_scale(skip_mask, len(degraded))
+        latent, features = self._encode(degraded)
+        prompt = self.prompt_embedding.expand(len(latent), -1, -1)
+        noise = self.unet(latent.to(prompt.dtype), self.timestep, encoder_hidden_states=prompt)
+        return self._decode(to_clean_latent(latent, noise.sample, self.alpha_bar),
+                            features, skip_scale)
+
+    @torch.no_grad()
+    def enhance(self, degraded: Tensor, strength: float = 1.0) -> Tensor:
+        """Restore images of any size, without gradients; large ones in tiles, see `tiles`.
+
+        Args:
+            degraded: (B, 3, H, W) in [0, 1], sides up to 2,048 px.
+            strength: 0 returns the input, 1 the restored image, between them a linear blend.
+
+        Returns:
+            (B, 3, H, W) float32 in [0, 1].
+
+        Raises:
+            ValueError: a strength outside [0, 1], or no such images.
+        """
+        if not 0.0 <= strength <= 1.0:
+            raise refused("strength", "a number from 0 to 1", strength, "lower or raise it")
+        was_training = self.training
+        self.eval()
+        try:
+            with self.merged():
+                restored = enhance_tiled(
+                    self, degraded, tile_px=TILE_PX, overlap_px=OVERLAP_PX, margin_px=MARGIN_PX,
+                    multiple=self.size_multiple, batch=len(degraded))
+        finally:
+            self.train(was_training)
+        return torch.lerp(degraded.float(), restored.clamp(0.0, 1.0), strength).clamp(0.0, 1.0)
+
+    merged = merged_lora
+
+    def use_lean_memory(self, on: bool = True) -> None:
+        """Recompute activations in the backward pass: half the memory, a third more work."""
+        self.lean_memory = on
+        if on:
+            self.unet.enable_gradient_checkpointing()
+        else:
+            self.unet.disable_gradient_checkpointing()
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The trained working copies by name, sorted."""
+        return {n: p for n, p in sorted(self.named_parameters()) if p.requires_grad}
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Independent fp32 copies of the trained tensors, on the CPU."""
+        return {name: parameter.detach().to("cpu", torch.float32, copy=True)
+                for name, parameter in self.trainable().items()}
+
+    @torch.no_grad()
+    def load_trained(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy trained tensors in: all of them, or none if one does not fit.
+
+        Args:
+            tensors: what `trained_state` returned, any float dtype.
+
+        Raises:
+            ValueError: unknown names, other shapes, or missing names.
+        """
+        self.refuse_other_tensors(tensors)
+        for name, own in self.trainable().items():
+            own.copy_(tensors[name])
+
+    def refuse_other_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise what `load_trained` would raise, without loading."""
+        own = self.trainable()
+        shared = own.keys() & tensors.keys()
+        faults = {"missing": own.keys() - shared, "unexpected": tensors.keys() - shared,
+                  "other shape": [n for n in shared if own[n].shape != tensors[n].shape]}
+        if any(faults.values()):
+            found = "; ".join(f"{len(v)} {k} {sorted(v)[:3]}" for k, v in faults.items() if v)
+            raise refused("tensors", f"the {len(own)} trained tensors of this model", found,
+                          "use the base and the LoRA ranks they were trained with")
+
+    def parameter_table(self) -> list[tuple[str, int, int]]:
+        """Count parameters: (part, frozen, trained), the total last."""
+        parts = {"VAE encoder": [self.vae.encoder, self.vae.quant_conv],
+                 "VAE decoder": [self.vae.decoder, self.vae.post_quant_conv],
+                 "UNet": [self.unet], "skips": [self.skips], "total": [self]}
+        return [(part, _count(modules, trained=False), _count(modules, trained=True))
+                for part, modules in parts.items()]
+
+    def describe(self) -> str:
+        """`parameter_table` as text."""
+        rows = [("part", "frozen", "trained")]
+        rows += [(part, f"{a:,}", f"{b:,}") for part, a, b in self.parameter_table()]
+        return "\n".join(f"{part:<12}{a:>14}{b:>14}" for part, a, b in rows)
+
+    @torch.no_grad()
+    def check_shapes(self, size_px: int) -> tuple[int, ...]:
+        """Pass one random image through and return the result's shape; ValueError if it is off."""
+        images = torch.rand(1, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
+        restored = self(images.to(self.prompt_embedding.device))
+        shape, finite = tuple(restored.shape), bool(restored.isfinite().all())
+        if shape != images.shape or not finite:
+            raise refused("output", f"finite values of shape {tuple(images.shape)}",
+                          f"{shape}, finite: {finite}", "check base and dtype")
+        return shape
+
+    @torch.no_grad()
+    def _encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        encoder, features = self.vae.encoder, []
+        hidden = encoder.conv_in((images * 2 - 1).to(self.prompt_embedding.dtype))
+        for block in encoder.down_blocks:
+            features.append(hidden)
+            hidden = block(hidden)
+        hidden = encoder.conv_act(encoder.conv_norm_out(encoder.mid_block(hidden)))
+        mode, _ = self.vae.quant_conv(encoder.conv_out(hidden)).chunk(2, dim=1)
+        return mode.float() * self.vae.config.scaling_factor, features
+
+    def _decode(self, latent: Tensor, features: list[Tensor], skip_scale: Tensor) -> Tensor:
+        decoder = self.vae.decoder
+        latent = (latent / self.vae.config.scaling_factor).to(skip_scale.dtype)
+        hidden = self._run(decoder.mid_block, decoder.conv_in(self.vae.post_quant_conv(latent)))
+        for block, skip, feature in zip(decoder.up_blocks, self.skips, features[::-1], strict=True):
+            hidden = self._run(block, hidden + skip(feature) * skip_scale)
+        images = decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(hidden)))
+        return images.float() / 2 + 0.5
+
+    def _run(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        if self.lean_memory and torch.is_grad_enabled():
+            return checkpoint(block, hidden, use_reentrant=False)
+        return block(hidden)
+
+    def _skip_scale(self, mask: Tensor | None, batch: int) -> Tensor:
+        mask = self.prompt_embedding.new_ones(batch) if mask is None else mask
+        if mask.shape != (batch,):
+            raise refused("skip_mask", f"shape ({batch},)", tuple(mask.shape), "pass one an image")
+        return mask.to(self.prompt_embedding).view(-1, 1, 1, 1)
+
+
+def to_clean_latent(noisy: Tensor, noise: Tensor, alpha_bar: float) -> Tensor:
+    """Remove predicted noise in one step: x0 = (z − sqrt(1 − ᾱ)·ε) / sqrt(ᾱ), in fp32.
+
+    Args:
+        noisy, noise: (B, C, h, w).
+        alpha_bar: ᾱ, cumulative product of the schedule at the step, in (0, 1).
+
+    Source: Ho et al., "Denoising Diffusion Probabilistic Models", 2020, equation 15.
+    """
+    return (noisy.float() - math.sqrt(1 - alpha_bar) * noise.float()) / math.sqrt(alpha_bar)
+
+
+def _check_images(images: Tensor, multiple: int) -> None:
+    shape = tuple(images.shape)
+    fits = len(shape) == 4 and shape[1] == 3 and not any(side % multiple for side in shape[2:])
+    if not fits or 0 in shape or not images.is_floating_point():
+        raise refused("images", f"floats (B, 3, H, W), H and W multiples of {multiple}",
+                      (images.dtype, shape), "convert or resize them; enhance() pads any size")
+
+
+def _count(modules: list[nn.Module], *, trained: bool) -> int:
+    return sum(p.numel() for m in modules for p in m.parameters() if p.requires_grad == trained)

@@ -1,0 +1,215 @@
+"""The trained enhancer outside the notebook: two small files, without the frozen base.
+
+    from helpers.export import load
+    model = load("results/demo/enhancer")  # a folder, or a name on the hub
+    restored = model.enhance(images)       # (B, 3, H, W) in [0, 1]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as tensor_bytes
+from torch import Tensor, nn
+
+from ..config import TINY_BASE, Config, ModelConfig
+from ..errors import refused
+from ..storage import fetch, write_whole
+from .enhancer import SplatEnhancer
+
+WEIGHTS, CARD = "splat_enhancer.safetensors", "card.json"
+FORMAT = "splat-enhancer-export-1"
+PROMPT = "prompt_embedding"  # its name in the file: with it, loading needs no text encoder
+MODEL_FIELDS = ("base", "timestep", "unet_rank", "vae_rank", "prompt")  # all that inference needs
+PACKAGES = ("torch", "diffusers", "peft", "safetensors")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+FINGERPRINT_RTOL = 1e-4  # half precision moves a mean of magnitudes by less
+EXPORT_AGAIN = "export the model again"
+
+
+def export(model: SplatEnhancer, config: Config, folder: str | Path, *,
+           trained: Mapping[str, Tensor] | None = None, step: int = 0,
+           metrics: Mapping[str, Any] | None = None) -> Path:
+    """Write the trained tensors and a card that says what they are.
+
+    Each file is written beside its place and renamed; the card comes last and names the hash of
+    the other, so what an interruption leaves behind is refused by `load`.
+
+    Args:
+        model: whose trained tensors are written, in fp32; the frozen base is not.
+        config: the one it was built and trained with.
+        folder: created if need be; an export in it is replaced.
+        trained: the fp32 masters of a checkpoint; None writes the model's own working copies,
+            which on a GPU are rounded to half precision.
+        step: how many training steps it has seen.
+        metrics: anything JSON can hold, such as the sets of `metrics.json`.
+
+    Returns:
+        The folder. A failure (disk full, say) raises OSError.
+
+    Raises:
+        ValueError: a config or masters of another model, or metrics that JSON cannot hold.
+    """
+    tensors = model.trained_state()
+    if trained is not None:
+        model.refuse_other_tensors(trained)
+        tensors = {name: t.detach().float().cpu() for name, t in trained.items()}
+    tensors[PROMPT] = model.prompt_embedding.detach().float().cpu()
+    _refuse_other_model(model, tensors, config.model)
+    content = tensor_bytes.save({n: t.contiguous() for n, t in tensors.items()})
+    card = _describe(config, step, metrics) | {"base_fingerprint": fingerprint(model),
+                                               "sha256": hashlib.sha256(content).hexdigest()}
+    try:
+        text = json.dumps(card, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise refused("metrics", "finite numbers, texts, lists and dicts", str(error),
+                      "leave out or convert what JSON cannot hold") from error
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / WEIGHTS, content)
+    write_whole(folder / CARD, text.encode())
+    return folder
+
+
+def load(name: str | Path, *, device: torch.device | str = "cpu",
+         dtype: torch.dtype | None = None) -> SplatEnhancer:
+    """Build an exported enhancer: the base its card names, with the trained tensors in it.
+
+    Args:
+        name: a folder, or a hub name as "owner/name", of which two files are fetched.
+        dtype: None is float32 on a CPU (bit-equal to the exported model) and float16 on a GPU.
+
+    Returns:
+        The enhancer in evaluation mode.
+
+    Raises:
+        ValueError: no export there, a damaged one, or one that does not fit its base.
+        RuntimeError: the hub did not give it, or its base.
+    """
+    card, tensors = read(_fetch(name))
+    if dtype is None:
+        dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+    model = SplatEnhancer.from_pretrained(ModelConfig(**card["model"]), device=device, dtype=dtype,
+                                          prompt_embedding=tensors.pop(PROMPT))
+    _refuse_other_base(card, fingerprint(model))
+    model.load_trained(tensors)
+    return model.eval()
+
+
+def fingerprint(model: SplatEnhancer) -> dict[str, float]:
+    """Mean magnitude of the frozen middle of each network: the same to 1e-4 in any dtype."""
+    parts = {"vae.encoder": model.vae.encoder, "vae.decoder": model.vae.decoder, "unet": model.unet}
+    return {name: _mean_magnitude(part.mid_block) for name, part in parts.items()}
+
+
+def _mean_magnitude(module: nn.Module) -> float:
+    sums = [(float(p.detach().float().abs().sum()), p.numel())
+            for p in module.parameters() if not p.requires_grad]
+    return sum(total for total, _ in sums) / sum(count for _, count in sums)
+
+
+def _refuse_other_base(card: Mapping[str, Any], found: Mapping[str, float]) -> None:
+    """The base may have changed on the hub, or another folder may lie where it was."""
+    expected = card["base_fingerprint"]
+    if expected.keys() != found.keys() or any(
+            not math.isclose(value, expected[part], rel_tol=FINGERPRINT_RTOL)
+            for part, value in found.items()):
+        raise refused(f"base {card['model']['base']!r}", f"weights of mean magnitude {expected}",
+                      dict(found), "get the version of the base that this export was trained on")
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read and check card and tensors, without building anything; nothing in them is executed.
+
+    Returns:
+        The card, and the trained tensors by name with (1, tokens, width) `prompt_embedding`.
+
+    Raises:
+        ValueError: a missing, foreign or damaged file.
+    """
+    card, path = _read_card(folder / CARD), folder / WEIGHTS
+    try:
+        content = path.read_bytes()  # read once: what is hashed is what is used
+        found = hashlib.sha256(content).hexdigest()
+        if found != card["sha256"]:
+            raise refused(str(path), f"sha256 {card['sha256']}, as in {CARD}", found, EXPORT_AGAIN)
+        tensors = tensor_bytes.load(content)
+    except (OSError, SafetensorError) as error:
+        raise refused(str(path), "a readable safetensors file", str(error), EXPORT_AGAIN) from error
+    if PROMPT not in tensors:
+        raise refused(str(path), f"a tensor {PROMPT}", sorted(tensors)[:3], EXPORT_AGAIN)
+    return card, tensors
+
+
+def _fetch(name: str | Path) -> Path:
+    if not Path(name).is_dir() and not (isinstance(name, str) and HUB_NAME.fullmatch(name)):
+        raise refused("name", "a folder with an export, or the hub name of one", str(name),
+                      "check the path")
+    return fetch(name, [CARD, WEIGHTS], instead="")
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise refused(str(path), "a readable card", str(error), EXPORT_AGAIN) from error
+    found = card.get("format") if isinstance(card, dict) else type(card).__name__
+    if found != FORMAT:
+        raise refused(str(path), f"format {FORMAT}", found, EXPORT_AGAIN)
+    if card.get("file") != WEIGHTS or not isinstance(card.get("sha256"), str):
+        raise refused(str(path), f"file {WEIGHTS} and its sha256",
+                      (card.get("file"), card.get("sha256")), EXPORT_AGAIN)
+    marks = card.get("base_fingerprint")
+    if not isinstance(marks, dict) or not all(isinstance(v, float) for v in marks.values()):
+        raise refused(str(path), "base_fingerprint, numbers by part", marks, EXPORT_AGAIN)
+    try:
+        ModelConfig(**{name: card["model"][name] for name in card["model"].keys() | MODEL_FIELDS})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise refused(str(path), f"model settings {', '.join(MODEL_FIELDS)}",
+                      f"{type(error).__name__}: {error}", EXPORT_AGAIN) from error
+    return card
+
+
+def _describe(config: Config, step: int, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
+    model, source = {name: getattr(config.model, name) for name in MODEL_FIELDS}, config.data.source
+    if model["base"] != TINY_BASE and Path(model["base"]).is_dir():
+        model["base"] = str(Path(model["base"]).resolve())  # loads from any working directory
+    training = {"size_px": config.data.size_px, "steps": step, "degrade": asdict(config.degrade),
+                "source": source if source in ("avatars", "celeba-hq") else "a folder of images"}
+    versions = {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
+    return {"format": FORMAT, "file": WEIGHTS, "model": model, "training": training,
+            "metrics": metrics, "licence": _licence(config), "versions": versions}
+
+
+def _licence(config: Config) -> list[str]:
+    base, source, notes = config.model.base, config.data.source, []
+    if base != TINY_BASE:
+        terms = " (SD-Turbo: Stability AI Community License, https://stability.ai/license)"
+        notes.append("The licence of the base covers weights trained on it, too"
+                     + (terms if "sd-turbo" in base.lower() else ""))
+    if source == "celeba-hq":
+        notes.append("CelebA-HQ, and what is trained on it: non-commercial research only")
+    elif source != "avatars":
+        notes.append("The rights in the photographs it was trained on apply")
+    return notes or ["Base and faces are this project's own: no photograph of anybody"]
+
+
+def _refuse_other_model(model: SplatEnhancer, tensors: dict[str, Tensor],
+                        config: ModelConfig) -> None:
+    ranks = {name.split(".")[0]: len(t) for name, t in tensors.items() if ".lora_A." in name}
+    found = (int(model.timestep), ranks["unet"], ranks["vae"])
+    expected = (config.timestep, config.unet_rank, config.vae_rank)
+    if found != expected:
+        raise refused("config.model", f"timestep, unet_rank, vae_rank {found}, as the model has",
+                      expected, "pass the config the model was built with")

@@ -1,0 +1,122 @@
+"""Restoration in overlapping tiles: memory depends on the tile, not on the picture."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import refused
+
+LARGEST_PX = 2048  # side of the images that can be restored
+TILE_PX = 768  # cut, a picture has tiles of 512 to 768: SD-Turbo was trained at 512
+OVERLAP_PX = 128  # of neighbours, at least
+MARGIN_PX = 16  # what a tile's own padding spoils most, and is not used
+
+Piece = tuple[slice, Tensor]  # where a tile lies along one axis, and its weight there
+
+
+@torch.no_grad()
+def enhance_tiled(restore: Callable[[Tensor], Tensor], images: Tensor, *, tile_px: int,
+                  overlap_px: int, multiple: int, margin_px: int = 0, batch: int = 1) -> Tensor:
+    """Restore images of any size, cut into equal tiles where they are larger than one.
+
+    Neighbours are blended by a cosine ramp of `overlap_px` − 2·`margin_px` in the middle of their
+    overlap; at the border of the picture a tile has its full weight. Tiles lie on a grid of
+    `multiple`, so that a network that halves its input sees the same pixels together in each.
+
+    Args:
+        restore: maps (b, 3, h, w) to the same shape; h and w at most `tile_px`.
+        images: (B, 3, H, W) in [0, 1], sides up to 2,048 px; padded to `multiple` by itself.
+        tile_px: largest side of a tile, a multiple of `multiple`; smaller ones are used if as few.
+        overlap_px: of neighbouring tiles, at least; at most half a tile.
+        multiple: the sides of what `restore` sees are multiples of this.
+        margin_px: rim of a tile that gets no weight, except at the border of the picture.
+        batch: how many tiles, of any of the images, are restored at a time.
+
+    Returns:
+        (B, 3, H, W) float32, not clamped.
+
+    Raises:
+        ValueError: an image out of range, or a result of another shape.
+    """
+    _check_images(images)
+    height, width = images.shape[-2:]
+    padded = pad_to_multiple(images, multiple)  # (B, 3, H', W')
+    axes = [_cut(side, *place_tiles(side, tile_px, overlap_px, multiple),
+                 ramp_px=overlap_px - 2 * margin_px) for side in padded.shape[-2:]]
+    places = list(itertools.product(*axes, range(len(images))))
+    result = torch.zeros_like(padded, dtype=torch.float32)
+    for i in range(0, len(places), batch):
+        _add_restored(restore, padded, places[i:i + batch], result)
+    return result[..., :height, :width]
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Extend (B, C, H, W) right and down, mirrored where it is large enough, else repeated."""
+    height, width = images.shape[-2:]
+    right, bottom = -width % multiple, -height % multiple
+    mode = "reflect" if right < width and bottom < height else "replicate"
+    return F.pad(images, (0, right, 0, bottom), mode=mode)
+
+
+def place_tiles(length_px: int, tile_px: int, overlap_px: int, multiple: int,
+                ) -> tuple[int, list[int]]:
+    """Cover one axis evenly by as few tiles as possible, and these as small as possible.
+
+    Args:
+        length_px, tile_px: multiples of `multiple`, as are all results.
+
+    Returns:
+        Side of each tile in px, and where each starts; the last one ends at `length_px`.
+    """
+    length, largest, overlap = (math.ceil(px / multiple)
+                                for px in (length_px, tile_px, overlap_px))
+    if length <= largest:
+        return length_px, [0]
+    count = math.ceil((length - overlap) / (largest - overlap))
+    side = math.ceil((length + (count - 1) * overlap) / count)
+    starts = [i * (length - side) // (count - 1) for i in range(count)]
+    return side * multiple, [start * multiple for start in starts]
+
+
+def _cut(length_px: int, side_px: int, starts: list[int], *, ramp_px: int) -> list[Piece]:
+    """One piece per tile along an axis; at each pixel their weights sum to 1."""
+    pixels = torch.arange(length_px, dtype=torch.float64) + 0.5
+    begun = torch.ones_like(pixels)  # 0 before a tile's ramp, 1 after it
+    pieces = []
+    for start, following in itertools.zip_longest(starts, starts[1:]):
+        ended = torch.zeros_like(pixels)
+        if following is not None:
+            middle = (start + side_px + following) / 2
+            share = ((pixels - middle) / ramp_px + 0.5).clamp(0, 1)
+            ended = (1 - torch.cos(math.pi * share)) / 2
+        own = slice(start, start + side_px)
+        pieces.append((own, (begun - ended)[own].float()))
+        begun = ended
+    return pieces
+
+
+def _add_restored(restore: Callable[[Tensor], Tensor], padded: Tensor,
+                  places: list[tuple[Piece, Piece, int]], result: Tensor) -> None:
+    tiles = torch.stack([padded[image, :, rows, columns]
+                         for (rows, _), (columns, _), image in places])  # (b, 3, h, w)
+    restored = restore(tiles)
+    if restored.shape != tiles.shape:
+        raise refused("restore", f"a result of shape {tuple(tiles.shape)}",
+                      tuple(restored.shape), "keep the size of what it is given")
+    for tile, ((rows, down), (columns, across), image) in zip(restored, places, strict=True):
+        weight = down.to(result.device)[:, None] * across.to(result.device)  # (h, w)
+        result[image, :, rows, columns] += tile.float() * weight
+
+
+def _check_images(images: Tensor) -> None:
+    shape = tuple(images.shape)
+    fits = len(shape) == 4 and shape[1] == 3 and shape[0] > 0 and images.is_floating_point()
+    if not fits or not all(1 <= side <= LARGEST_PX for side in shape[2:]):
+        raise refused("images", f"floats (B, 3, H, W), H and W from 1 to {LARGEST_PX}",
+                      (images.dtype, shape), "convert or resize them")

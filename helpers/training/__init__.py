@@ -1,0 +1,6 @@
+"""The training loop, the state it changes, and when that is saved. Read `loop.py` first."""
+
+from .loop import Record, train
+from .trainer import Trainer
+
+__all__ = ["Record", "Trainer", "train"]

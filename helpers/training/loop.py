@@ -1,0 +1,174 @@
+"""Training: one visible loop, a generator that yields a record per step.
+
+Everything random in step n follows from (seed, n), so a checkpoint needs no generator state and a
+resumed run takes the very steps an uninterrupted one would have taken.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoints import Publisher, claim
+from ..checkpoints import checkpoint as checkpoints
+from ..config import Config, OptimConfig
+from ..degradation import degrade, draw_amounts
+from ..distances import EnhancerLoss
+from ..faces import Faces, load_batches
+from ..machine import Stopped, StopRequests
+from ..model import SplatEnhancer
+from .autosave import Autosave
+from .trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one step did."""
+
+    step: int  # 1 after the first step
+    losses: dict[str, float]  # unweighted terms and "total"
+    learning_rate: float
+    gradient_norm: float
+    skipped: bool  # a loss or gradient was not finite: nothing was learned from this step
+    seconds: float
+    images_per_s: float
+    peak_gib: float  # of GPU memory, 0 on a CPU
+
+
+def learning_rate_at(step: int, optim: OptimConfig) -> float:
+    """Learning rate of step 1, 2, …: linear warm-up, then cosine decay to a tenth."""
+    warm = min(1.0, step / max(1, optim.warmup_steps))
+    done = min(1.0, step / optim.steps)
+    return optim.learning_rate * warm * (0.55 + 0.45 * math.cos(math.pi * done))
+
+
+def training_batch(config: Config, drawn: tuple[Tensor, Tensor, Tensor],
+                   device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean and degraded images (B, 3, H, W) in [0, 1] and the skip mask (B,) of a batch.
+
+    Args:
+        drawn: clean, regions and sample seeds, from `draw_batch`.
+        device: where the images are damaged and wanted.
+    """
+    clean, regions, seeds = drawn
+    clean, regions = clean.to(device), regions.to(device)
+    amounts = draw_amounts(config.degrade, seeds)
+    degraded = degrade(clean, regions, config.degrade, seeds, amounts=amounts)
+    dice = torch.Generator().manual_seed(int(seeds[0]))
+    keep = torch.rand(len(seeds), generator=dice) >= config.model.skip_dropout
+    return clean, degraded, keep.float().to(device)
+
+
+def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss, *, folder: Path,
+          drive: Path | None = None) -> Iterator[Record]:
+    """Train from where the run stands to `config.optim.steps`, saving on the way.
+
+    A stop (the Stop button, Ctrl-C, SIGTERM) finishes the step, saves, and then raises
+    `Stopped`, a KeyboardInterrupt. Calling again goes on from the last save.
+
+    Args:
+        config: of the run.
+        model: on its device; changed in place.
+        faces: prepared data.
+        loss: on the model's device.
+        folder: where this run saves.
+        drive: a folder that gets a copy of every save, or None.
+
+    Yields:
+        One Record per step.
+
+    Raises:
+        ValueError: the folder holds a run with settings or faces that cannot be mixed with these.
+        RuntimeError: another process trains in this folder, or another machine took over on Drive.
+        FloatingPointError: losses or gradients are not finite any more.
+        OSError: the last state could not be saved.
+    """
+    device, optim = next(model.parameters()).device, config.optim
+    with _session(config, model, faces, folder, drive) as (trainer, batches, autosave, stop):
+        while trainer.step < optim.steps and not stop.asked:
+            autosave.before_step()
+            started, terms = time.perf_counter(), Counter()
+            rate = learning_rate_at(trainer.step + 1, optim)
+            trainer.optimiser.param_groups[0]["lr"] = rate
+
+            first = trainer.step * optim.accumulate
+            for number in range(first, first + optim.accumulate):
+                clean, degraded, skip_mask = training_batch(config, next(batches), device)
+                restored = model(degraded, skip_mask)
+                losses = loss(restored, clean, view_seed=config.run.seed + number)
+                trainer.backward(losses["total"])
+                terms.update({name: value.detach() for name, value in losses.items()})
+            norm, skipped = trainer.update()
+
+            seconds = time.perf_counter() - started
+            means = {name: float(total) / optim.accumulate for name, total in terms.items()}
+            images = optim.batch * optim.accumulate
+            record = Record(trainer.step, means, rate, norm, skipped, seconds, images / seconds,
+                            _peak_gib(device))
+            trainer.history.append(asdict(record))
+            autosave.after_step()
+            yield record
+
+
+@contextmanager
+def _session(config: Config, model: SplatEnhancer, faces: Faces, folder: Path, drive: Path | None,
+             ) -> Iterator[tuple[Trainer, Iterator, Autosave, StopRequests]]:
+    """All that surrounds the loop: opened in order, and closed however the loop ends."""
+    optim, workers = config.optim, config.run.loader_workers
+    with claim(folder) as claimed, closing(Publisher(drive)) as publisher, StopRequests() as stop:
+        trainer = resume(config, model, folder=folder, drive=drive, faces=faces.trained_on)
+        autosave = Autosave(trainer, folder, publisher, claimed)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()  # what came before is not training's
+        numbers = range(trainer.step * optim.accumulate, optim.steps * optim.accumulate)
+        model.train()
+        with closing(load_batches(faces, numbers, seed=config.run.seed, batch=optim.batch,
+                                  workers=workers)) as batches:
+            try:
+                yield trainer, batches, autosave, stop
+            except torch.OutOfMemoryError as error:
+                error.add_note("Set optim.memory to 'lean', or halve optim.batch and double "
+                               "optim.accumulate: the run goes on either way.")
+                raise
+            finally:
+                autosave.finish()
+        if stop.asked:
+            raise Stopped(f"Stopped after step {trainer.step} and saved in {folder}. "
+                          "Run this cell again to go on.")
+
+
+def resume(config: Config, model: SplatEnhancer, *, folder: Path, drive: Path | None = None,
+           faces: str = "") -> Trainer:
+    """Load the newest good checkpoint of a run into the model, if there is one, and say so."""
+    trainer = Trainer(config, model, faces)
+    saved, passed_over = checkpoints.newest([folder] + ([drive] if drive else []))
+    for line in passed_over:
+        print("Passed over", line)
+    if saved:
+        trainer.restore(saved)
+        rest = config.optim.steps - saved.step
+        print(f"Run {config.run.name!r} goes on after step {saved.step}: {rest} to go." if rest > 0
+              else f"Run {config.run.name!r} is finished ({saved.step} steps); "
+                   "raise optim.steps to go on.")
+        _note_changes(trainer, saved.config)
+    return trainer
+
+
+def _note_changes(trainer: Trainer, before: Config) -> None:
+    """Say and keep which settings are others than before; none of them changes what was learned."""
+    if changed := checkpoints.harmless_changes(before, trainer.config):
+        trainer.notes.append({"after_step": trainer.step, "changed": changed})
+        listed = ", ".join(f"{name} {old!r} → {new!r}" for name, (old, new) in changed.items())
+        print(f"Changed since: {listed}.")
+
+
+def _peak_gib(device: torch.device) -> float:
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0

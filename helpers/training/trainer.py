@@ -1,0 +1,112 @@
+"""The state of a training run, and the one step that changes it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoints import Checkpoint, refuse_other_run
+from ..config import Config
+from ..model import SplatEnhancer
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
+
+
+class Trainer:
+    """The state that a checkpoint keeps: fp32 masters, AdamW, loss scale, step, history, notes.
+
+    Args:
+        config: of the run.
+        model: whose trained tensors are learned; its working copies may be of half precision.
+        faces: `Faces.trained_on`; empty where it does not matter.
+    """
+
+    def __init__(self, config: Config, model: SplatEnhancer, faces: str = "") -> None:
+        self.config, self.model, self.faces, self.step = config, model, faces, 0
+        self.history: list[dict[str, Any]] = []
+        self.notes: list[dict[str, Any]] = []
+        self.working = model.trainable()
+        for p in self.working.values():
+            p.grad = None  # a step that broke off leaves its gradient in the model
+        self.masters = {name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
+                        for name, p in self.working.items()}
+        self.optimiser = torch.optim.AdamW(
+            self.masters.values(), lr=config.optim.learning_rate,
+            weight_decay=config.optim.weight_decay)
+        device = next(iter(self.working.values())).device.type
+        half = any(p.dtype == torch.float16 for p in self.working.values())
+        self.scaler = torch.amp.GradScaler(device, enabled=half)
+        self.loss = torch.zeros((), device=device)  # of the step so far
+
+    @property
+    def whole(self) -> bool:
+        """Whether every step has its record: one that broke off within `update` has none."""
+        return len(self.history) == self.step
+
+    def checkpoint(self) -> Checkpoint:
+        """The state as CPU tensors."""
+        tensors = {f"model/{name}": p.detach() for name, p in self.masters.items()}
+        for name, p in self.masters.items():
+            moments = self.optimiser.state.get(p, {})
+            tensors |= {f"{k}/{name}": moments[k] for k in MOMENTS if k in moments}
+        updates = [state["step"] for state in self.optimiser.state.values()]
+        tensors["updates"] = updates[0] if updates else torch.zeros(())
+        tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
+        return Checkpoint(self.step, self.config, tensors, self.scaler.state_dict(),
+                          self.history, self.notes, self.faces)
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Take over a checkpoint; ValueError if it belongs to other settings or faces."""
+        refuse_other_run(saved, self.config, self.faces)
+        own = saved.trained
+        self.model.load_trained(own)
+        self.optimiser.state.clear()
+        for name, p in self.masters.items():
+            p.data.copy_(own[name])
+            if f"exp_avg/{name}" in saved.tensors:
+                moments = {k: saved.tensors[f"{k}/{name}"].to(p.device, copy=True)
+                           for k in MOMENTS}
+                self.optimiser.state[p] = {"step": saved.tensors["updates"].clone()} | moments
+        self.scaler.load_state_dict(saved.loss_scale or self.scaler.state_dict())
+        self.step, self.history, self.notes = saved.step, list(saved.history), list(saved.notes)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of one batch; a step has `optim.accumulate` of them and takes the mean.
+
+        The sum is kept in fp32: half precision would round it after every batch.
+        """
+        share = loss / self.config.optim.accumulate
+        self.scaler.scale(share).backward()
+        self.loss = self.loss + share.detach()
+        for name, p in self.working.items():
+            if (master := self.masters[name]) is not p:
+                gradient, p.grad = p.grad.float(), None
+                master.grad = gradient if master.grad is None else master.grad + gradient
+
+    def update(self) -> tuple[float, bool]:
+        """Unscale, clip and step with the gradients there are, unless something is not finite.
+
+        Returns:
+            The gradient's norm, and whether the step was skipped.
+        """
+        self.scaler.unscale_(self.optimiser)  # once, after the last batch
+        norm = float(torch.nn.utils.clip_grad_norm_(self.masters.values(),
+                                                    self.config.optim.clip_norm))
+        finite = math.isfinite(norm) and math.isfinite(float(self.loss))
+        self.step += 1
+        if finite:
+            self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self._refresh_working()
+        self.optimiser.zero_grad()
+        self.loss = torch.zeros_like(self.loss)
+        return norm, not finite
+
+    @torch.no_grad()
+    def _refresh_working(self) -> None:
+        for name, p in self.working.items():
+            if p is not self.masters[name]:
+                p.copy_(self.masters[name])

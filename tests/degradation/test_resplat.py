@@ -1,0 +1,177 @@
+"""The splat stage: each defect does what it is named for, seeded, per sample, at any size."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from helpers.degradation.resplat import DEFECTS, FEWEST, gaussian_count, resplat
+from helpers.splats.draws import Draws
+from helpers.splats.gaussians import LIMIT, describe, sample_at
+from helpers.splats.rasteriser import rasterise
+
+
+def make_face(count=1, side=96):
+    """A textured oval on a plain ground, with its region map."""
+    noise = torch.Generator().manual_seed(0)
+    ys, xs = torch.meshgrid(*[torch.linspace(-1, 1, side)] * 2, indexing="ij")
+    head = (xs / 0.6) ** 2 + (ys / 0.8) ** 2 < 1
+    texture = F.interpolate(torch.rand(count, 3, 16, 16, generator=noise), (side, side),
+                            mode="bilinear")
+    image = torch.where(head, 0.3 + 0.5 * texture, torch.tensor([0.2, 0.3, 0.6]).view(3, 1, 1))
+    return image, head.expand(count, -1, -1).to(torch.uint8), head
+
+
+def amounts(count=1, **chosen):
+    return {name: torch.full((count, 1, 1, 1), float(chosen.get(name, 0))) for name in DEFECTS}
+
+
+def draws(*seeds):
+    return Draws(seeds, "splat", "cpu")
+
+
+def render(seed=3, **chosen):
+    image, regions, head = make_face()
+    return resplat(image, regions, amounts(**chosen), draws(seed)), image, head
+
+
+def test_counts_are_geometric_between_the_limits():
+    counts = gaussian_count(torch.tensor([0.0, 0.5, 1.0]))
+    assert counts.tolist() == [LIMIT, round((LIMIT * FEWEST) ** 0.5), FEWEST]
+
+
+def test_more_gaussians_describe_a_picture_better_and_fewer_are_the_first_of_more():
+    image, _, _ = make_face(side=128)
+    errors, places = [], []
+    for count in (1_000, 4_000, 16_000):
+        found = describe(image, torch.tensor([count]), draws(1))
+        drawn, _ = rasterise(found.splats(128, 128), 128, 128, background=0 * image + 0.4)
+        errors.append((drawn - image).square().mean())
+        places.append(found.places[0])
+        assert found.places.shape == (1, count, 2) and found.places.abs().max() <= 1
+    assert errors[0] > errors[1] > errors[2] and errors[2] < 1e-3
+    assert torch.equal(places[0], places[2][:1_000])
+
+
+def test_gaussians_cover_a_wide_picture_as_they_cover_a_square():
+    cover = []
+    for size in ((128, 128), (32, 512)):
+        image = torch.full((1, 3, *size), 0.5)
+        found = describe(image, torch.tensor([1_000]), draws(1))
+        cover.append(rasterise(found.splats(*size), *size)[1].mean())
+    assert cover[0] > 0.8 and cover[1] > 0.9 * cover[0]
+
+
+def test_gaussians_lie_where_the_detail_is():
+    image, _, head = make_face(side=128)
+    found = describe(image, torch.tensor([3_000]), draws(1))
+    on_head = sample_at(head[None, None].float(), found.places)[0, :, 0] > 0.5
+    assert on_head.float().mean() > 1.5 * head.float().mean()
+
+
+def test_gaussians_lie_along_edges_and_have_the_colour_of_their_place():
+    image = torch.zeros(1, 3, 64, 64)
+    image[..., 32:] = torch.tensor([0.9, 0.5, 0.1]).view(1, 3, 1, 1)
+    found = describe(image, torch.tensor([400]), draws(1))
+    edge = found.places[0, :, 0].abs() < 0.05
+    assert edge.sum() > 50 and found.angles[0, edge].sin().abs().mean() > 0.99  # upright
+    assert (found.lengths[0, edge, 0] > 2 * found.lengths[0, edge, 1]).float().mean() > 0.9
+    right = found.places[0, :, 0] > 0.2
+    assert torch.allclose(found.colors[0, right], image[0, :, 0, -1], atol=1e-5)
+
+
+def test_a_flat_picture_of_any_size_stays_what_it_is():
+    for size in ((1, 1), (7, 13), (64, 48)):
+        image = torch.full((1, 3, *size), 0.4)
+        regions = torch.zeros(1, *size, dtype=torch.uint8)
+        drawn = resplat(image, regions, amounts(sparsity=1), draws(2))
+        assert drawn.shape == image.shape and (drawn - image).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_slight_amount_does_little_and_a_full_one_much(name):
+    slight, image, _ = render(**{name: 0.02})
+    full, _, _ = render(**{name: 1.0})
+    assert 0 < (slight - image).abs().mean() < 0.3 * (full - image).abs().mean()
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_each_defect_adds_to_the_mere_rendering(name):
+    plain, image, _ = render(sparsity=0.2)
+    damaged, _, _ = render(**{"sparsity": 0.2} | {name: 1.0})
+    assert (damaged - image).square().mean() > (plain - image).square().mean()
+
+
+def test_sparse_and_oversize_gaussians_lose_detail():
+    def error(**chosen):
+        drawn, image, _ = render(**chosen)
+        return (drawn - image).square().mean()
+    assert error(sparsity=0.2) < 0.7 * error(sparsity=1)
+    assert error(sparsity=0.2) < 0.7 * error(sparsity=0.2, oversize=1)
+
+
+def test_holes_show_a_matte_background_on_the_head():
+    grey = torch.full((1, 3, 96, 96), 0.37)
+    _, regions, head = make_face()
+    seen = set()
+    for seed in range(8):
+        drawn = resplat(grey, regions, amounts(holes=1), draws(seed))[0]
+        changed = ((drawn - 0.37).abs().amax(0) > 0.05)
+        assert changed[~head].float().mean() <= changed[head].float().mean() + 0.02
+        if changed.any():
+            seen.add(tuple((drawn[:, changed] > 0.37).float().mean(1).round().int().tolist()))
+    assert len(seen) > 1  # white, black, green: another matte for another seed
+
+
+def test_a_translucent_silhouette_changes_the_outline_most():
+    plain, _, head = render(sparsity=0.2)
+    change = (render(sparsity=0.2, translucency=1)[0] - plain).abs().mean((0, 1))
+    near = F.max_pool2d(head[None].float(), 13, 1, 6)[0] - -F.max_pool2d(
+        -head[None].float(), 13, 1, 6)[0]
+    assert change[near > 0.5].mean() > 4 * change[near < 0.5].mean()
+
+
+def test_doubling_paints_the_head_beside_the_head():
+    plain, _, head = render(sparsity=0.2)
+    doubled, _, _ = render(sparsity=0.2, doubling=1)
+    change = (doubled - plain).abs().mean((0, 1))
+    outside = ~(F.max_pool2d(head[None].float(), 5, 1, 2)[0] > 0)
+    assert change[outside].max() > 0.2
+
+
+def test_floaters_and_needles_are_few():
+    plain, _, _ = render(sparsity=0.2)
+    for name in ("floaters", "needles"):
+        change = (render(sparsity=0.2, **{name: 1})[0] - plain).abs().amax((0, 1))
+        assert change.max() > 0.1 and (change > 0.05).float().mean() < 0.4
+
+
+def test_a_colour_error_changes_colours_and_not_shapes():
+    _, _, head = make_face()
+    grey = torch.full((1, 3, 96, 96), 0.5)
+    drawn = resplat(grey, head[None].to(torch.uint8), amounts(color_error=1), draws(4))[0]
+    assert drawn.std() > 0.01 and drawn.mean(0).std() < 0.2
+    assert (drawn[:, :48].mean((1, 2)) - drawn[:, 48:].mean((1, 2))).abs().max() > 0.005
+
+
+def test_samples_of_a_batch_are_what_they_are_alone():
+    image, regions, _ = make_face(3)
+    mixed = {name: torch.rand(3, 1, 1, 1, generator=torch.Generator().manual_seed(k))
+             for k, name in enumerate(DEFECTS)}
+    together = resplat(image, regions, mixed, draws(5, 6, 7))
+    for k in range(3):
+        alone = resplat(image[k:k + 1], regions[k:k + 1],
+                        {name: value[k:k + 1] for name, value in mixed.items()}, draws(5 + k))
+        assert torch.allclose(alone, together[k:k + 1], atol=2e-5)
+
+
+def test_a_seed_has_its_damage_at_the_same_places_at_two_sizes():
+    large, regions, _ = make_face(side=256)
+    small, few = F.avg_pool2d(large, 4), regions[:, ::4, ::4]
+    chosen = amounts(holes=1, doubling=1, translucency=1)
+    fine, coarse = (F.avg_pool2d(resplat(image, parts, chosen, draws(9)) - image, factor)
+                    for image, parts, factor in ((large, regions, 16), (small, few, 4)))
+    assert torch.corrcoef(torch.stack([fine.flatten(), coarse.flatten()]))[0, 1] > 0.8
+
+
+def test_other_seeds_give_other_pictures():
+    assert (render(1, sparsity=0.5)[0] - render(2, sparsity=0.5)[0]).abs().mean() > 0.005

@@ -1,0 +1,166 @@
+"""The claims of helpers/evaluation/results.py and helpers/distances/metrics.py."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from helpers.config import LossConfig, preset
+from helpers.distances.losses import EnhancerLoss
+from helpers.distances.metrics import Metrics, psnr, ssim
+from helpers.evaluation.results import Result, evaluate, format_table, gain, summarise
+from helpers.evaluation.results import read_metrics as read
+from helpers.evaluation.results import write_metrics as write
+
+NAMES = ("lpips_vgg_random", "psnr", "ssim")
+
+
+@pytest.fixture(scope="module")
+def metrics() -> Metrics:
+    return Metrics(LossConfig(pretrained=False, clip=0.0), device="cpu")
+
+
+@pytest.fixture
+def pairs() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    clean = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    noise = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    degraded = 0.6 * clean + 0.4 * noise
+    return [(clean[:2], degraded[:2]), (clean[2:], degraded[2:])]
+
+
+def test_psnr_of_a_known_error():
+    clean = torch.full((2, 3, 16, 16), 0.5)
+    offset = torch.tensor([0.1, 0.01]).view(2, 1, 1, 1)
+    torch.testing.assert_close(psnr(clean + offset, clean), torch.tensor([20.0, 40.0]).double(),
+                               rtol=1e-5, atol=0)
+    assert psnr(clean, clean).tolist() == [math.inf] * 2
+
+
+def test_psnr_and_ssim_equal_scikit_image(pairs):
+    clean, degraded = pairs[0]
+    a, b = degraded[1].double().numpy(), clean[1].double().numpy()
+    assert psnr(degraded, clean)[1].item() == pytest.approx(
+        peak_signal_noise_ratio(b, a, data_range=1))
+    assert ssim(degraded, clean)[1].item() == pytest.approx(structural_similarity(
+        a, b, data_range=1, channel_axis=0, gaussian_weights=True, use_sample_covariance=False))
+    assert ssim(clean, clean).tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_metrics_clamp_first_and_do_not_depend_on_the_batch(metrics, pairs):
+    clean, degraded = pairs[0]
+    together, alone = metrics(degraded, clean), metrics(degraded[:1], clean[:1])
+    assert tuple(together) == metrics.names == NAMES
+    assert [together[n][0] for n in NAMES] == pytest.approx([alone[n][0] for n in NAMES], rel=1e-4)
+    assert metrics(3 * degraded - 1, clean) == metrics((3 * degraded - 1).clamp(0, 1), clean)
+
+
+@pytest.mark.parametrize("seed", [0, 20_000, 20_000 + 2**32, 10**9])  # torch takes 32 bits of it
+def test_the_metrics_random_network_is_never_the_losss(metrics, seed):
+    loss = EnhancerLoss(LossConfig(pretrained=False, clip=0.0), device="cpu", seed=seed)
+    ours, theirs = (n.net.slice1[0].weight for n in (metrics.networks[NAMES[0]], loss.lpips))
+    assert not torch.equal(ours, theirs)
+
+
+def test_metric_networks_are_named_for_what_they_are(monkeypatch):
+    monkeypatch.setattr("helpers.distances.metrics.load_lpips",
+                        lambda *_, **__: torch.nn.Identity())
+    names = Metrics(LossConfig(pretrained=True), device="cpu").names
+    assert names == ("lpips_vgg", "lpips_alex", "psnr", "ssim")
+
+
+def test_evaluate_measures_every_image_against_doing_nothing(metrics, pairs):
+    clean = torch.cat([pair[0] for pair in pairs])
+    better = {id(degraded): 0.9 * c + 0.1 * degraded for c, degraded in pairs}
+    result = evaluate(lambda degraded: better[id(degraded)], pairs, metrics)
+    assert result.n == 3 and set(result.restored) == set(NAMES)
+    assert result.degraded["psnr"] == pytest.approx(
+        psnr(torch.cat([pair[1] for pair in pairs]), clean).tolist())
+    assert result.gain["psnr"] == pytest.approx([20.0] * 3, abs=1e-3)
+    assert all(value > 0 for values in result.gain.values() for value in values)
+    nothing = evaluate(lambda degraded: degraded, pairs, metrics)
+    assert all(value == 0 for values in nothing.gain.values() for value in values)
+
+
+def test_gain_is_a_percentage_of_the_mean_or_a_difference():
+    assert gain("lpips_vgg", [0.1, 0.3], [0.1, 0.1]) == pytest.approx([0.0, 100.0])
+    assert gain("psnr", [20.0, 25.0], [22.0, 24.0]) == [2.0, -1.0]
+    with pytest.raises(ValueError, match=r"raise degrade\.strength"):
+        gain("lpips_vgg", [0.0], [0.1])
+
+
+def test_bad_evaluations_are_refused(metrics, pairs):
+    broken = [pairs[0], (pairs[1][0], pairs[1][1] * math.nan)]
+    with pytest.raises(ValueError, match="of degraded image 2: expected a finite number, got nan"):
+        evaluate(lambda degraded: degraded, broken, metrics)
+    with pytest.raises(ValueError, match=r"psnr of restored image 0.*infinite PSNR"):
+        evaluate(lambda _: pairs[0][0], pairs[:1], metrics)
+    with pytest.raises(ValueError, match="of one shape"):
+        evaluate(lambda degraded: degraded[..., 1:], pairs, metrics)
+    with pytest.raises(ValueError, match="at least one batch"):
+        evaluate(lambda degraded: degraded, [], metrics)
+
+
+def test_summarise_known_numbers():
+    summary = summarise([1.0, 2.0, 3.0, 10.0])
+    assert (summary["mean"], summary["median"]) == (4.0, 2.5)
+    assert summary["std"] == pytest.approx(math.sqrt(12.5))
+    assert summary == summarise([1.0, 2.0, 3.0, 10.0])
+    assert summarise([5.0]) == {"mean": 5.0, "median": 5.0, "std": 0.0, "ci95": [5.0, 5.0]}
+
+
+def test_interval_of_many_values_is_the_normal_one():
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0)).double()
+    low, high = summarise(values.tolist())["ci95"]
+    mean, half = values.mean().item(), 1.96 * values.std().item() / 20
+    assert [low, high] == pytest.approx([mean - half, mean + half], abs=0.02)
+
+
+@pytest.mark.parametrize("bad", [[], [1.0, math.nan], [math.inf], [[1.0]]])
+def test_summarise_refuses_what_is_not_finite(bad):
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        summarise(bad)
+
+
+def test_metrics_json_round_trip(tmp_path):
+    result = Result({"lpips_vgg_random": [0.4, 0.2], "psnr": [20.0, 22.0]},
+                    {"lpips_vgg_random": [0.2, 0.1], "psnr": [23.0, 24.0]})
+    path, config = tmp_path / "metrics.json", preset("demo")
+    written = write(path, config=config, sets={"avatars": result}, device="cpu")
+    assert read(path) == written and [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert set(written) == {"config", "seed", "base", "versions", "device", "sets"}
+    assert written["config"] == dataclasses.asdict(config) and written["device"] == "cpu"
+    one = written["sets"]["avatars"]
+    assert set(one) == {"n", "degraded", "restored", "gain"} and one["n"] == 2
+    assert set(one["gain"]["psnr"]) == {"mean", "median", "std", "ci95"}
+    assert one["gain"]["lpips_vgg_random"]["mean"] == pytest.approx(50.0)
+    assert format_table(one) == format_table(result)
+
+
+def test_bad_metrics_leave_the_old_file_alone(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text("old")
+    bad = Result({"psnr": [20.0]}, {"psnr": [math.nan]})
+    for sets in ({"avatars": bad}, {}):
+        with pytest.raises(ValueError, match="expected"):
+            write(path, config=preset("demo"), sets=sets, device="cpu")
+    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", json.dumps({"sets": math.nan})])
+def test_foreign_json_is_refused(tmp_path, text):
+    (tmp_path / "metrics.json").write_text(text)
+    with pytest.raises(ValueError, match="expected"):
+        read(tmp_path / "metrics.json")
+
+
+def test_table_is_aligned_and_shows_both_baselines():
+    result = Result({"lpips_vgg": [0.4, 0.2], "psnr": [20.0, 22.0], "ssim": [0.5, 0.7]},
+                    {"lpips_vgg": [0.2, 0.1], "psnr": [23.0, 24.0], "ssim": [0.6, 0.9]})
+    head, _, *lines = format_table(result).splitlines()
+    assert head == "n = 2; mean ± std" and len({len(line) for line in lines}) == 1
+    assert "0.300 ± 0.100 " in lines[2] and "+50.0 % [" in lines[2] and "↓" in lines[2]
+    assert "21.00 ± 1.00 dB" in lines[3] and "+2.50 dB [+2.00, +3.00]" in lines[3]
+    assert "+0.150 [" in lines[4] and "↑" in lines[4]

@@ -1,0 +1,155 @@
+"""Colab's own package, through a stand-in that behaves as it does: see tests/colab."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+
+import huggingface_hub
+import pytest
+import torch
+from huggingface_hub.utils import _auth
+
+from helpers.checkpoints import checkpoint
+from helpers.machine import drive, runtime
+from tests.places import STAND_IN, colab_variables, copy_project, run_notebook
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Colab runs on Linux")
+COLAB = replace(runtime.detect(), place="colab", device=torch.device("cpu"))
+SMALL = {"data.size_px": 64, "data.train_images": 6, "data.test_images": 6,
+         "optim.steps": 8, "run.save_every_steps": 1}
+
+
+@pytest.fixture
+def google(monkeypatch, tmp_path):
+    """The stand-in, fresh, with /content in a temporary folder."""
+    (tmp_path / "content").mkdir()
+    for name, value in colab_variables(tmp_path / "content").items():
+        monkeypatch.setenv(name, value)
+    for name in [n for n in sys.modules if n.split(".")[0] == "google"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(STAND_IN)
+    import google.colab.drive
+    import google.colab.files
+    import google.colab.userdata
+    yield google
+    for name in [n for n in sys.modules if n.split(".")[0] == "google"]:
+        monkeypatch.delitem(sys.modules, name)
+    google.colab.drive._unmount(tmp_path / "content" / "drive")
+
+
+def mount(tmp_path: Path, **options):
+    return drive.mount_drive(COLAB, True, point=tmp_path / "content" / "drive", **options)
+
+
+@pytest.mark.parametrize(("planned", "calls", "found", "said"), [
+    ("granted", 1, True, "Mounted at"), ("failing,granted", 2, True, "Mounted at"),
+    ("nothing,granted", 2, True, "Mounted at"), ("refused,granted", 1, False, "credential"),
+    ("failing", 2, False, "mount failed"), ("nothing", 2, False, "mount() returned, but")])
+def test_without_drive_the_session_goes_on_and_is_told_what_that_means(
+        google, monkeypatch, tmp_path, capsys, planned, calls, found, said):
+    monkeypatch.setenv("STAND_IN_DRIVE", planned)
+    folder = mount(tmp_path)
+    told = capsys.readouterr().out
+    assert len(google.colab.drive._calls) == calls and said in told
+    if found:
+        assert folder == tmp_path / "content/drive/MyDrive/splat_enhancer"
+        assert (tmp_path / "content-cloud" / "splat_enhancer").is_dir() and "No Google" not in told
+    else:
+        assert folder is None and told.count("\n") == 1
+        assert "lost when the session ends" in told and "kept on Drive is not found" in told
+        assert "run this cell again" in told
+
+
+def test_mounting_again_finds_the_same_drive(google, tmp_path, capsys):
+    (mount(tmp_path) / "kept").touch()
+    assert (mount(tmp_path) / "kept").exists()
+    assert "already mounted" in capsys.readouterr().out
+
+
+def test_files_in_the_place_of_drive_are_named_and_left_alone(google, tmp_path, capsys):
+    """A local folder that looks like Drive: saving there would look safe, and be lost."""
+    mine = tmp_path / "content" / "drive" / "MyDrive" / "splat_enhancer" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    assert mount(tmp_path) is None and mine.exists()
+    told = capsys.readouterr().out
+    assert "Something wrote MyDrive to" in told and "move that elsewhere" in told
+
+
+def test_drive_outside_the_main_thread_is_no_drive(google, tmp_path, capsys):
+    found = []
+    thread = Thread(target=lambda: found.append(mount(tmp_path)))
+    thread.start()
+    thread.join()
+    assert found == [None] and "main thread" in capsys.readouterr().out
+
+
+def test_drive_that_died_is_mounted_anew_with_what_it_held(google, tmp_path):
+    kept = mount(tmp_path) / "kept"
+    kept.touch()
+    google.colab.drive._die(tmp_path / "content" / "drive")
+    with pytest.raises(OSError):
+        kept.stat()
+    assert (mount(tmp_path) / "kept").exists()
+
+
+def test_colab_variables_without_its_package_are_no_drive(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "google.colab", None)  # an editor attached to such a machine
+    assert mount(tmp_path) is None
+    assert "No Google Drive (import of google.colab" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("secrets", "token"), [
+    ('{"HF_TOKEN": "hf_given"}', "hf_given"), ("{}", None), ('{"HF_TOKEN": null}', None)])
+def test_hub_takes_its_token_from_the_secrets_and_does_without(
+        google, monkeypatch, tmp_path, recwarn, secrets, token):
+    monkeypatch.setenv("STAND_IN_SECRETS", secrets)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(_auth, "is_google_colab", lambda: True)
+    monkeypatch.setattr(_auth, "_IS_GOOGLE_COLAB_CHECKED", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    assert huggingface_hub.get_token() == token
+    assert bool(recwarn) <= (token is None)
+
+
+def test_a_stand_in_answers_as_colab_does(google, monkeypatch, tmp_path, capsys):
+    drive, files, content = google.colab.drive, google.colab.files, tmp_path / "content"
+    for place, said in {"a b": "contain a space", "none/drive": "directory that exists",
+                        "file": "either be a directory", "link": "not be a symlink"}.items():
+        (content / "file").touch()
+        (content / "link").unlink(missing_ok=True)
+        (content / "link").symlink_to(content)
+        with pytest.raises(ValueError, match=said):
+            drive.mount(str(content / place))
+    drive.flush_and_unmount()
+    assert "nothing to flush" in capsys.readouterr().out
+    monkeypatch.chdir(content)
+    monkeypatch.setenv("STAND_IN_UPLOAD", str(content))
+    monkeypatch.setenv("STAND_IN_DOWNLOAD", str(tmp_path))
+    (content / "link").unlink()
+    assert list(files.upload()) == ["file"] and (content / "file (1)").exists()
+    files.download("file (1)")
+    assert (tmp_path / "file (1)").exists()
+    with pytest.raises(FileNotFoundError, match="Cannot find file"):
+        files.download("none")
+
+
+def test_drive_that_dies_stops_no_run_and_what_it_got_is_whole(google, tmp_path):
+    """The notebook: mounting fails once, then Drive dies as soon as a checkpoint reached it."""
+    content = tmp_path / "content"
+    copy_project(content, SMALL)
+    variables = colab_variables(content, "failing,dying") | {"OMP_NUM_THREADS": "1"}
+    _, text = run_notebook(content, variables, "out")
+    with pytest.raises(OSError):
+        (content / "drive" / "MyDrive").stat()
+    assert "Mounted at" in text and "No Google Drive" not in text and "No copy in" in text
+    home = content / "splat_enhancer"
+    assert {p.name for p in (home / "results" / "demo").iterdir()} >= {"metrics.json", "enhancer"}
+    local, there = (checkpoint.newest([folder / "runs" / "demo"])[0]
+                    for folder in (home, tmp_path / "content-cloud" / "splat_enhancer"))
+    assert local.step == SMALL["optim.steps"] > there.step

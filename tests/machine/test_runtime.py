@@ -1,0 +1,148 @@
+"""Where am I, which preset, which packages, where to keep things."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from helpers.__main__ import ROOT
+from helpers.machine import drive, packages, runtime
+from helpers.machine.runtime import Runtime
+
+LOCAL = Runtime(place="local", device=torch.device("cpu"), dtype=torch.float32, gpu=None,
+                gpu_gib=0.0, ram_gib=12.7, disk_free_gib=70.0)
+COLAB_T4 = replace(LOCAL, place="colab", gpu="Tesla T4", gpu_gib=14.6)
+
+
+@pytest.mark.parametrize(("variables", "place"), [
+    ({}, "local"),
+    ({"COLAB_RELEASE_TAG": "r"}, "colab"),
+    ({"COLAB_RELEASE_TAG": "r", "KAGGLE_KERNEL_RUN_TYPE": "Interactive"}, "kaggle"),
+    ({"COLAB_RELEASE_TAG": "r", "KAGGLE_USERNAME": "someone", "KAGGLE_KEY": "key"}, "colab"),
+])
+def test_place_follows_from_the_environment(monkeypatch, variables, place):
+    for name in [n for n in os.environ if n.startswith(("KAGGLE", "COLAB"))]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert runtime.detect().place == place
+
+
+def test_dtype_follows_the_capability_not_the_promise(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    for capability, dtype in {(7, 5): torch.float16, (8, 0): torch.bfloat16}.items():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert runtime._dtype(torch.device("cuda")) is dtype
+    assert all(runtime._dtype(torch.device(kind)) is torch.float32 for kind in ("cpu", "mps"))
+
+
+def test_device_is_the_fastest_one_that_can_add(monkeypatch, capsys):
+    real_ones = torch.ones
+    def choose(cuda, mps):
+        def ones(count, device):
+            answer = {"cuda": cuda, "mps": mps}[device]
+            if answer is None:
+                raise RuntimeError("no kernel image")
+            return real_ones(count) * answer
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda != "absent")
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps != "absent")
+        monkeypatch.setattr(torch, "ones", ones)
+        return runtime._device().type, capsys.readouterr().out
+    assert choose(1, 1) == ("cuda", "") and choose("absent", 1) == ("mps", "")
+    assert choose("absent", "absent") == ("cpu", "")
+    chosen, told = choose(None, 1)
+    assert chosen == "mps" and "(cuda)" in told and "no kernel image" in told
+    chosen, told = choose("absent", 0)  # an MPS that answers, wrongly
+    assert chosen == "cpu" and "(mps)" in told and "gave 0.0" in told
+
+
+def test_machine_is_described_where_sysconf_does_not_exist(monkeypatch):
+    monkeypatch.delattr(os, "sysconf", raising=False)  # Windows
+    machine = runtime.detect()
+    assert machine.ram_gib > 0.5 and machine.disk_free_gib > 0
+
+
+@pytest.mark.parametrize(("requested", "gpu_gib", "name", "why"), [
+    ("auto", 14.6, "t4", "14.6 GiB"), ("auto", 0.0, "demo", "no CUDA GPU"),
+    ("auto", 8.0, "demo", "only 8.0 GiB"), ("full", 0.0, "full", "you asked for it"),
+    ("demo", 14.6, "demo", "you asked for it"),
+])
+def test_preset_is_chosen_with_a_reason(requested, gpu_gib, name, why):
+    chosen, reason = runtime.choose_preset(requested, replace(LOCAL, gpu_gib=gpu_gib))
+    assert chosen == name and why in reason
+
+
+def test_unknown_preset_is_refused():
+    with pytest.raises(ValueError, match="expected one of"):
+        runtime.choose_preset("huge", COLAB_T4)
+
+
+def test_colab_and_kaggle_get_lpips_and_lose_old_torchao_and_nothing_else_changes(monkeypatch):
+    monkeypatch.delitem(sys.modules, "peft", raising=False)
+    calls = []
+    def prepare(place, versions):
+        calls.clear()
+        return packages.prepare_packages(place, installed=versions,
+                                         run=lambda command, **_: calls.append(command[3:]))
+    for place in ("colab", "kaggle"):
+        assert len(prepare(place, {"torchao": "0.10.0"}.get)) == 2
+        assert calls == [["install", "--no-deps", "lpips==0.1.4"],
+                         ["uninstall", "--yes", "torchao"]]
+        assert prepare(place, {"lpips": "0.1.4", "torchao": "0.16.0"}.get) == calls == []
+    assert prepare("local", lambda name: "0.10.0") == calls == []
+    monkeypatch.setitem(sys.modules, "peft", SimpleNamespace())
+    with pytest.raises(RuntimeError, match="restart the session"):
+        prepare("colab", {"lpips": "0.1.4", "torchao": "0.10.0"}.get)
+
+
+def test_local_machine_without_a_package_is_told_what_to_run():
+    def installed(name):
+        return None if name in ("lpips", "peft") else "1.0"
+    with pytest.raises(RuntimeError, match=r'got no peft, lpips; run .*" -m pip install -r '):
+        packages.prepare_packages("local", installed=installed)
+
+
+@pytest.mark.parametrize("name", ["torch", "psutil", "packaging.version"])
+def test_local_machine_without_the_first_packages_is_told_the_same(name):
+    code = f"import sys; sys.modules[{name!r}] = None; from helpers import machine"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True,
+                          encoding="utf-8")
+    assert done.returncode == 1
+    assert re.search(rf'got no {name}; run ".*" -m pip install -r ".*requirements.txt"',
+                     done.stderr.splitlines()[-1])
+
+
+def test_pip_without_a_network_names_the_setting_that_kaggle_leaves_off():
+    def run(command, **_):
+        raise subprocess.CalledProcessError(1, command, stderr="No matching distribution found")
+    with pytest.raises(RuntimeError, match=r"No matching .* Settings > Internet"):
+        packages.prepare_packages("kaggle", run=run, installed=lambda name: None)
+
+
+def test_drive_is_left_alone_elsewhere_and_when_not_wanted(capsys):
+    assert drive.mount_drive(LOCAL, True) is drive.mount_drive(COLAB_T4, False) is None
+    assert not capsys.readouterr().out
+    assert drive.mount_drive(replace(LOCAL, place="kaggle"), True) is None
+    assert "Persistence > Files only" in capsys.readouterr().out
+
+
+def test_each_place_has_its_own_folder(monkeypatch, tmp_path):
+    assert runtime.HOMES["kaggle"].as_posix() == "/kaggle/working"
+    assert runtime.HOMES["colab"].as_posix() == "/content/splat_enhancer"
+    monkeypatch.setattr(runtime, "HOMES", {place: tmp_path / place for place in runtime.HOMES})
+    for place in runtime.HOMES:
+        assert runtime.workspace(replace(LOCAL, place=place)) == tmp_path / place
+
+
+def test_workspace_is_created_or_refused_and_report_is_two_lines(tmp_path):
+    assert runtime.workspace(LOCAL, tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(RuntimeError, match="pass another root"):
+        runtime.workspace(LOCAL, tmp_path / "file")
+    above, below = runtime.report(COLAB_T4, "t4", "you asked for it").split("\n")
+    assert "Tesla T4 14.6 GiB" in above and below == "preset 't4': you asked for it"

@@ -1,0 +1,204 @@
+"""The notebook itself: it runs twice in a row, and it keeps the house's rules."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+from helpers.__main__ import NOTEBOOK, ROOT, execute_notebook
+from helpers.evaluation.results import read_metrics
+
+SMALL = {"data.size_px": 64, "data.train_images": 6, "data.test_images": 6, "optim.steps": 2}
+
+
+@pytest.fixture(scope="module")
+def notebook():
+    return nbformat.read(ROOT / NOTEBOOK, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.fixture(scope="module")
+def executed_twice(notebook, tmp_path_factory):
+    """The notebook at a small size, beside its helpers, twice in a row."""
+    place = tmp_path_factory.mktemp("notebook")
+    small = nbformat.from_dict(notebook)
+    text = nbformat.writes(small).replace("CHANGES = {}", f"CHANGES = {SMALL}".replace('"', "'"))
+    text = text.replace("runtime.workspace(machine)", "runtime.workspace(machine, Path.cwd())")
+    (place / NOTEBOOK).write_text(text, encoding="utf-8")
+    (place / "helpers").symlink_to(ROOT / "helpers")
+    runs = [execute_notebook("demo", place / NOTEBOOK, place / f"out{n}") for n in (1, 2)]
+    return place, [nbformat.read(path, as_version=4) for path in runs]
+
+
+def printed(notebook):
+    outputs = [o for cell in code_cells(notebook) for o in cell.outputs]
+    return "\n".join(o.get("text", "") or str(o.get("data", {})) for o in outputs)
+
+
+def test_the_notebook_runs_from_first_to_last_cell(executed_twice):
+    place, (first, _) = executed_twice
+    assert all(cell.execution_count for cell in code_cells(first))
+    results = place / "results" / "demo"
+    assert {p.name for p in results.iterdir()} == {
+        "comparison.jpg", "enhancer", "metrics.json", "restored.png", "training.jpg"}
+    sets = read_metrics(results / "metrics.json")["sets"]
+    assert {name: of["n"] for name, of in sets.items()} == {"held_out": 6, "fitted": 6}
+
+
+def test_a_second_run_finds_the_first_one_finished(executed_twice):
+    _, (first, second) = executed_twice
+    assert "finished (2 steps)" not in printed(first)
+    assert "finished (2 steps)" in printed(second)
+
+
+def test_the_executed_copy_is_small_quiet_and_without_widget_state(executed_twice):
+    place, (first, second) = executed_twice
+    assert (place / "out1" / NOTEBOOK).stat().st_size < 2_000_000
+    for run in (first, second):
+        assert "widgets" not in run.metadata
+        assert "Warning" not in printed(run)
+        assert str(place.resolve()) not in printed(run)
+
+
+def test_pictures_carry_a_text_for_those_who_cannot_see_them(executed_twice):
+    pages = "".join(o.get("data", {}).get("text/html", "")
+                    for cell in code_cells(executed_twice[1][0]) for o in cell.outputs)
+    pictures = re.findall("<img [^>]*>", pages)
+    assert len(pictures) == 7  # five grids, and two under the divider
+    assert all(re.search('alt="[^"]+"', tag) for tag in pictures)
+
+
+def test_the_random_metric_is_named_as_such(executed_twice):
+    text = printed(executed_twice[1][0])
+    assert "lpips_vgg_random" in text and not re.search(r"lpips_vgg\b(?!_random)", text)
+
+
+def test_the_source_carries_no_outputs(notebook):
+    assert all(not cell.outputs and cell.execution_count is None for cell in code_cells(notebook))
+
+
+def test_cells_are_short_and_explained(notebook):
+    kinds = [cell.cell_type for cell in notebook.cells]
+    assert kinds[0] == "markdown"
+    for before, cell in zip(kinds, notebook.cells[1:], strict=False):
+        lines = [line for line in cell.source.splitlines() if line.strip()]
+        if cell.cell_type == "code":
+            assert before == "markdown", cell.source
+            assert len(lines) <= (30 if "PRESET =" in cell.source else 15), cell.source
+            assert lines[0].startswith("#@title "), cell.source
+        else:
+            assert len(cell.source.split()) <= 60, cell.source
+
+
+def test_the_notebook_defines_no_functions_or_classes(notebook):
+    for cell in code_cells(notebook):
+        kinds = {type(node) for node in ast.walk(ast.parse(cell.source))}
+        assert not kinds & {ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef}, cell.source
+
+
+def test_every_form_field_reaches_the_config(notebook):
+    cell = next(c.source for c in code_cells(notebook) if "PRESET =" in c.source)
+    given = {"RUN_NAME": "'other'", "SEED": "3", "FACES": "'celeba-hq'", "TRAIN_IMAGES": "7",
+             "TEST_IMAGES": "5", "STEPS": "11", "BATCH": "4", "LEARNING_RATE": "0.002",
+             "DAMAGE": "'heavy'", "STRENGTH": "0.35", "CHANGES": "{'degrade.eyes': 0.25}"}
+    fields = set(re.findall(r"^([A-Z_]+) = .*#@param", cell, flags=re.M))
+    assert fields - set(given) == {"PRESET", "USE_DRIVE"}
+    for name, value in given.items():
+        cell = re.sub(rf"^{name} = .*?(?=  #@param)", f"{name} = {value}", cell, flags=re.M)
+    from helpers import config as settings
+    from helpers.degradation import presets as damage
+    from helpers.machine import runtime
+    names = {"damage": damage, "settings": settings, "runtime": runtime,
+             "machine": runtime.detect()}
+    exec(cell.replace('PRESET = "auto"', 'PRESET = "demo"'), names)
+    config = names["config"]
+    assert (config.run.name, config.run.seed, config.data.source) == ("other", 3, "celeba-hq")
+    assert (config.data.train_images, config.data.test_images) == (7, 5)
+    assert (config.optim.steps, config.optim.batch, config.optim.learning_rate) == (11, 4, 0.002)
+    assert (config.degrade.strength, config.degrade.eyes) == (0.35, 0.25)
+    assert config.degrade.holes == damage.damage("heavy").holes != config.degrade.eyes
+    later = "".join(c.source for c in code_cells(notebook))
+    assert len(re.findall(r"\bUSE_DRIVE\b", later)) == 2
+
+
+def test_tuned_damage_is_taken_over_and_given_up_again_in_any_order_of_cells(notebook, tmp_path):
+    """The sliders' cell, clicks, and the cell that reads them, as people run them again."""
+    from helpers import config as settings
+    from helpers.degradation import presets as damage
+    from helpers.views.sliders import DegradationSliders
+    sources = {c.source.splitlines()[0]: c.source for c in code_cells(notebook)}
+    noise = torch.Generator().manual_seed(0)
+    config = settings.preset("demo")
+    names = {"damage": damage, "config": config, "untuned": config.degrade, "drive_folder": None,
+             "run_folder": tmp_path, "clean": torch.rand(1, 3, 32, 32, generator=noise),
+             "regions": torch.ones(1, 32, 32, dtype=torch.uint8),
+             "DegradationSliders": DegradationSliders}
+
+    def tune(settings, again=True):
+        if again:
+            source = sources["#@title Tune the amounts"].split("\n", 1)[1]
+            names["panel"] = eval(source, names)
+        if settings:
+            names["panel"].set(settings)
+        names["panel"].use.click()
+        exec(sources["#@title Take over the tuned damage"], names)
+        return names["config"].degrade
+
+    heavy = damage.damage("heavy")
+    assert tune(heavy) == heavy
+    assert tune(None) == heavy and (tmp_path / "damage.json").is_file()
+    names["panel"].reset.click()
+    assert tune(None, again=False) == config.degrade and not (tmp_path / "damage.json").exists()
+
+
+def setup_cell(notebook, repository=""):
+    source = next(c.source for c in code_cells(notebook) if "REPOSITORY =" in c.source)
+    return source.replace('REPOSITORY = ""', f'REPOSITORY = "{repository}"')
+
+
+def run_setup(source: str, folder: Path):
+    return subprocess.run([sys.executable, "-c", source], cwd=folder, capture_output=True,
+                          text=True)
+
+
+def test_setup_without_helpers_names_the_two_remedies(notebook, tmp_path):
+    done = run_setup(setup_cell(notebook), tmp_path)
+    assert done.returncode == 1
+    assert "set REPOSITORY" in done.stderr and "copy the folder" in done.stderr
+
+
+def test_setup_clones_the_repository_it_was_opened_from(notebook, tmp_path):
+    origin, place = tmp_path / "origin", tmp_path / "place"
+    (origin / "helpers").mkdir(parents=True)
+    place.mkdir()
+    (origin / "helpers" / "config.py").write_text("")
+    git = ["git", "-C", str(origin), "-c", "user.name=n", "-c", "user.email=e@e"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], check=True)
+    for _ in range(2):  # the second time it finds the clone
+        done = run_setup(setup_cell(notebook, origin.as_uri()), place)
+        assert done.returncode == 0, done.stderr
+    assert (place / "splat-enhancer" / "helpers" / "config.py").is_file()
+
+
+@pytest.mark.parametrize("starts_elsewhere", [False, True])
+def test_setup_finds_helpers_beside_the_notebook(notebook, tmp_path, starts_elsewhere):
+    (tmp_path / "helpers").mkdir()
+    (tmp_path / "helpers" / "config.py").write_text("")
+    (tmp_path / "elsewhere").mkdir()
+    cell, place = setup_cell(notebook), tmp_path
+    if starts_elsewhere:  # VS Code names the notebook, and may start in another folder
+        named = f"__vsc_ipynb_file__ = {str(tmp_path / NOTEBOOK)!r}"
+        cell, place = f"{named}\n{cell}", tmp_path / "elsewhere"
+    done = run_setup(cell, place)
+    assert done.returncode == 0 and str(tmp_path) in done.stdout
