@@ -30,8 +30,9 @@ from helpers.storage.files import write_whole
 STAND_IN = ROOT / "tests" / "colab"
 BESIDES = ("numpy", "pillow", "torchao")  # what the named packages bring, or must do without
 SAID = {  # by each of two runs
-    "colab": (("colab: 2 packages mended", "Installed lpips", "Removed torchao"), ("finished",)),
-    "kaggle": (("kaggle: 2 packages mended", "Persistence"), ("finished",)),
+    "colab": (("colab: 3 packages mended", "Installed lpips", "Installed stlpips-pytorch",
+               "Removed torchao"), ("finished",)),
+    "kaggle": (("kaggle: 3 packages mended", "Persistence"), ("finished",)),
     "oldest": (("local: 0 packages mended",), ("finished",))}
 
 

@@ -25,7 +25,8 @@ except ModuleNotFoundError as missing:
     raise RuntimeError(f"packages: expected those of {REQUIREMENTS.name}, got no {missing.name}; "
                        f"{BRING_THEM}") from missing
 
-HOSTED_MISSING = {"lpips": "lpips==0.1.4"}  # all it needs is preinstalled: --no-deps is safe
+# All they need is preinstalled: --no-deps is safe.
+HOSTED_MISSING = {"lpips": "lpips==0.1.4", "stlpips-pytorch": "stlpips-pytorch==0.0.2"}
 TORCHAO_MIN = Version("0.16.0")  # peft raises ImportError on anything older
 
 
@@ -33,7 +34,7 @@ def prepare_packages(place: str, *, run: Callable[..., Any] = subprocess.run,
                      installed: Callable[[str], str | None] | None = None) -> list[str]:
     """On Colab and Kaggle, add what is missing and remove a torchao that breaks peft.
 
-    Kaggle's images are Colab's with more in them, but for lpips (github.com/Kaggle/docker-python).
+    Kaggle's images are Colab's with more in them, but for these (github.com/Kaggle/docker-python).
     Call it before diffusers and peft are imported. pip never touches torch, numpy or pillow.
     What was done is printed and returned, one line each. Elsewhere nothing is changed.
 
