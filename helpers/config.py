@@ -28,11 +28,12 @@ class DataConfig:
     train_images: int = 128  # how many it learns from
     test_images: int = 24  # held out: never trained on, whatever train_images is
     fitted_images: int = 8  # of these, also measured as underfitted Gaussians; at most test_images
+    rendered_views: int = 1  # of each test head that are measured, inside the arc and outside each
 
     def __post_init__(self) -> None:
         _text(self, "source")
         _numbers(self, size_px=(64, 2048), train_images=(1, 30_000), test_images=(1, 2_000),
-                 fitted_images=(1, 2_000))
+                 fitted_images=(1, 2_000), rendered_views=(1, 100))
         if self.size_px % 64:
             raise refused("data.size_px", "a multiple of 64", self.size_px, "use 128, 256 or 512")
 
@@ -93,6 +94,7 @@ class ModelConfig:
     vae_rank: int = 4  # LoRA rank of the decoder (the encoder is frozen)
     skip_init: float = 1e-5  # the skip convolutions start as almost nothing
     skip_dropout: float = 0.3  # share of training samples that see no skips
+    mask: bool = False  # a repair mask decides per pixel; off, pix2pix-turbo is reproduced
     prompt: str = "a sharp, detailed photograph of a person's face"  # one for all images
 
     def __post_init__(self) -> None:
@@ -100,6 +102,7 @@ class ModelConfig:
         _text(self, "prompt")
         _numbers(self, timestep=(0, 999), unet_rank=(1, 256), vae_rank=(1, 256),
                  skip_init=(0.0, 1.0), skip_dropout=(0.0, 1.0))
+        _flag(self, "mask")
 
 
 @dataclass(frozen=True)
@@ -110,16 +113,17 @@ class LossConfig:
     lpips: float = 0.5  # VGG16 features
     gram: float = 0.01  # texture statistics on the same VGG16 features
     clip: float = 0.5  # 1 - cosine similarity of CLIP image embeddings
+    decoded: float = 1.0  # L1 of the decoder's own picture: it learns where the mask is closed, too
     vgg_view_px: int = 0  # VGG16 sees a random square of this side (at least 16); 0: all
-    pretrained: bool = True  # False: VGG16 with seeded random weights (offline), named as such
+    vgg: str = "lpips"  # whose VGG16: "lpips", a download; "stlpips", from a package; "random"
 
     def __post_init__(self) -> None:
         _numbers(self, l1=(0.0, 1_000.0), lpips=(0.0, 1_000.0), gram=(0.0, 1_000.0),
-                 clip=(0.0, 1_000.0), vgg_view_px=(0, 2048))
+                 clip=(0.0, 1_000.0), decoded=(0.0, 1_000.0), vgg_view_px=(0, 2048))
         if 0 < self.vgg_view_px < 16:
             raise refused("loss.vgg_view_px", "0, or 16 and more", self.vgg_view_px, "use 64")
-        if not isinstance(self.pretrained, bool):
-            raise refused("loss.pretrained", "True or False", self.pretrained, "pass a bool")
+        if self.vgg not in ("lpips", "stlpips", "random"):
+            raise _refused_field(self, "vgg", "'lpips', 'stlpips' or 'random'")
         if self.l1 + self.lpips + self.gram + self.clip == 0:
             raise refused("loss", "at least one weight above 0", "all 0", "raise l1")
 
@@ -222,6 +226,7 @@ class Config:
             loaded = json.loads(text)
             flat = {f"{s}.{k}": v for s, d in loaded.items() if s != "preset" for k, v in d.items()}
             config = preset(loaded["preset"])
+            flat = _BEFORE | _renamed(flat)
         except (AttributeError, KeyError, json.JSONDecodeError) as error:
             raise refused("config", "JSON written by Config.to_json", text[:60],
                           "save the config again") from error
@@ -234,9 +239,12 @@ class Config:
 
 _SECTIONS = {f.name: f for f in dataclasses.fields(Config) if f.name != "preset"}
 
+# What runs did before these fields were there, whatever their preset does now
+_BEFORE = {"model.mask": False, "loss.decoded": 0.0}
+
 _SD_TURBO_RUN: dict[str, Any] = {
     "data.source": "celeba-hq", "data.size_px": 512, "data.test_images": 50,
-    "model.base": SD_TURBO,
+    "model.base": SD_TURBO, "model.mask": True,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
@@ -250,10 +258,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "degrade.brightness": 0.1, "degrade.color_jitter": 0.1, "degrade.blur": 1.0,
         "degrade.downscale": 1.0, "degrade.blocks": 1.0, "degrade.ghosting": 0.8,
         "degrade.noise": 0.9,
+        "model.mask": True,
         "model.timestep": 50,  # see README, "Design decisions"
         "model.skip_dropout": 0.1,  # of so few steps, most must train the skips
         "loss.clip": 0.0,  # CLIP's weights live on the hub, and the demo is offline
-        "loss.pretrained": False,
+        "loss.vgg": "stlpips",
         "loss.vgg_view_px": 64,  # on two CPU cores the whole image would take half of each step
         "optim.steps": 300, "optim.learning_rate": 8e-4, "optim.warmup_steps": 10,
         "run.preview_every_steps": 40,
@@ -283,6 +292,12 @@ def preset(name: str) -> Config:
     return Config(preset=name).with_(PRESETS[name])
 
 
+def _renamed(flat: dict[str, Any]) -> dict[str, Any]:
+    """Fields of older versions by today's names."""
+    pretrained = flat.pop("loss.pretrained", None)
+    return flat if pretrained is None else flat | {"loss.vgg": "lpips" if pretrained else "random"}
+
+
 def _numbers(config: object, **limits: tuple[float, float]) -> None:
     for name, (low, high) in limits.items():
         value, kind = getattr(config, name), type(config).__annotations__[name]
@@ -297,6 +312,11 @@ def _text(config: object, name: str) -> None:
     value = getattr(config, name)
     if not isinstance(value, str) or not value.strip():
         raise _refused_field(config, name, "a non-empty text")
+
+
+def _flag(config: object, name: str) -> None:
+    if not isinstance(getattr(config, name), bool):
+        raise _refused_field(config, name, "True or False")
 
 
 def _refused_field(config: object, name: str, expected: str) -> ValueError:

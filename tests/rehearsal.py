@@ -85,7 +85,7 @@ def rehearsal_config(folder: Path, steps: int) -> Config:
     """The `t4` preset on the base in the folder, with avatars instead of the hub's photographs."""
     return preset("t4").with_({
         "model.base": str(folder / "base"), "data.source": "avatars", "data.train_images": 2,
-        "data.test_images": 2, "loss.pretrained": False, "loss.clip": 0.0, "optim.steps": steps,
+        "data.test_images": 2, "loss.vgg": "stlpips", "loss.clip": 0.0, "optim.steps": steps,
         "optim.batch": 1, "run.name": "rehearsal", "run.save_every_steps": 1})
 
 

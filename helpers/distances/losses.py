@@ -9,7 +9,8 @@ from torch.nn import functional
 from ..config import LossConfig
 from ..errors import refused
 from ..storage import TRANSFORMERS_WEIGHTS, fetch, loading_quietly
-from .perceptual import METRIC_SEED, load_lpips, load_or_explain, perceptual_name, vgg_distances
+from .perceptual import VGG_NAMES, load_lpips, load_or_explain, vgg_distances
+from .stlpips import load_stlpips
 
 CLIP_NAME = "openai/clip-vit-base-patch32"
 CLIP_FILES = (("config.json",), TRANSFORMERS_WEIGHTS)
@@ -23,10 +24,10 @@ class EnhancerLoss(nn.Module):
     VGG16 runs once on the restored and once on the clean batch, for LPIPS and Gram together.
 
     Args:
-        config: weights of the terms; `pretrained=False` swaps in a random VGG16 (see `load_lpips`).
+        config: weights of the terms, and whose VGG16.
         device: where the networks live.
         dtype: of the networks (float16 on a T4); the arithmetic on features is float32.
-        seed: of the random VGG16, which is never the metric's; unused with real weights.
+        seed: of a random VGG16; unused with real weights.
         clip_name: CLIP checkpoint, a hub name or a local folder.
 
     Raises:
@@ -40,37 +41,41 @@ class EnhancerLoss(nn.Module):
         self.config, self.dtype = config, dtype
         self.lpips = self.clip = None
         if config.lpips or config.gram:
-            own = seed % METRIC_SEED  # never the metric's
-            self.lpips = load_lpips("vgg", pretrained=config.pretrained, seed=own).to(device)
+            self.lpips = (load_stlpips("vgg") if config.vgg == "stlpips" else load_lpips(
+                "vgg", pretrained=config.vgg == "lpips", seed=seed)).to(device)
             self.lpips.net.to(dtype)
         if config.clip:
             self.clip = load_clip(clip_name).to(device, dtype)
 
     def describe(self) -> str:
         """The weighted sum, and which VGG16 sees what of each image."""
-        names = {"l1": "L1", "lpips": "LPIPS", "gram": "Gram", "clip": "CLIP"}
+        names = {"l1": "L1", "lpips": "LPIPS", "gram": "Gram", "clip": "CLIP",
+                 "decoded": "L1 before the mask"}
         weighted = " + ".join(f"{weight:g} × {label}" for name, label in names.items()
                               if (weight := getattr(self.config, name)))
         if self.lpips is None:
             return weighted
         side = self.config.vgg_view_px
         view = f"a random square of {side} px" if side else "the whole image"
-        return f"{weighted}; VGG16 ({perceptual_name(self.config)}) sees {view}"
+        return f"{weighted}; VGG16 ({VGG_NAMES[self.config.vgg]}) sees {view}"
 
     def train(self, mode: bool = True) -> EnhancerLoss:
         """Stay in evaluation mode: LPIPS's heads hold a dropout that would make the loss random."""
         return super().train(False)
 
-    def forward(self, restored: Tensor, clean: Tensor, *, view_seed: int = 0) -> dict[str, Tensor]:
+    def forward(self, restored: Tensor, clean: Tensor, *, decoded: Tensor | None = None,
+                view_seed: int = 0) -> dict[str, Tensor]:
         """Compare two batches.
 
         Args:
             restored: (B, 3, H, W), RGB; values outside [0, 1] are not clamped.
             clean: (B, 3, H, W), RGB in [0, 1]; receives no gradient.
+            decoded: (B, 3, H, W), what a repair mask had to choose from; None without one.
             view_seed: of the square that VGG16 sees, where the config limits it.
 
         Returns:
-            Scalars: the active terms "l1", "lpips", "gram", "clip", unweighted, and "total".
+            Scalars: the active terms "l1", "lpips", "gram", "clip", "decoded", unweighted, and
+            "total".
 
         Raises:
             ValueError: the shapes differ, or are not (B, 3, H, W) of a usable size.
@@ -83,6 +88,8 @@ class EnhancerLoss(nn.Module):
             terms |= self._vgg_terms(*views)
         if self.clip is not None:
             terms["clip"] = self._clip_term(restored, clean)
+        if self.config.decoded and decoded is not None:
+            terms["decoded"] = functional.l1_loss(decoded, clean)
         weighted = [getattr(self.config, name) * value for name, value in terms.items()]
         return terms | {"total": torch.stack(weighted).sum()}
 

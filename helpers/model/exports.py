@@ -31,7 +31,7 @@ from .enhancer import SplatEnhancer
 WEIGHTS, CARD = "splat_enhancer.safetensors", "card.json"
 FORMAT = "splat-enhancer-export-1"
 PROMPT = "prompt_embedding"  # its name in the file: with it, loading needs no text encoder
-MODEL_FIELDS = ("base", "timestep", "unet_rank", "vae_rank", "prompt")  # all that inference needs
+MODEL_FIELDS = ("base", "timestep", "unet_rank", "vae_rank", "mask", "prompt")  # for inference
 PACKAGES = ("torch", "diffusers", "peft", "safetensors")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 FINGERPRINT_RTOL = 1e-4  # half precision moves a mean of magnitudes by less
@@ -174,6 +174,7 @@ def _read_card(path: Path) -> dict[str, Any]:
     if not isinstance(marks, dict) or not all(isinstance(v, float) for v in marks.values()):
         raise refused(str(path), "base_fingerprint, numbers by part", marks, EXPORT_AGAIN)
     try:
+        card["model"].setdefault("mask", False)  # older exports name none
         ModelConfig(**{name: card["model"][name] for name in card["model"].keys() | MODEL_FIELDS})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise refused(str(path), f"model settings {', '.join(MODEL_FIELDS)}",

@@ -102,8 +102,9 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
             first = trainer.step * optim.accumulate
             for number in range(first, first + optim.accumulate):
                 clean, degraded, skip_mask = training_batch(config, next(batches), device)
-                restored = model(degraded, skip_mask)
-                losses = loss(restored, clean, view_seed=config.run.seed + number)
+                repair = model(degraded, skip_mask, parts=True)
+                losses = loss(repair.restored, clean, decoded=repair.decoded,
+                              view_seed=config.run.seed + number)
                 trainer.backward(losses["total"])
                 terms.update({name: value.detach() for name, value in losses.items()})
             norm, skipped = trainer.update()

@@ -16,7 +16,7 @@ from helpers.distances.losses import EnhancerLoss
 from helpers.distances.perceptual import gram_distance, gram_matrix, load_lpips, vgg_distances
 
 REAL_LPIPS = Path(__file__).parents[3] / "shared" / "lpips"
-CONFIG = LossConfig(l1=3.0, lpips=0.7, gram=5.0, clip=0.2, pretrained=False)
+CONFIG = LossConfig(l1=3.0, lpips=0.7, gram=5.0, clip=0.2, vgg="random")
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +105,22 @@ def test_total_is_the_weighted_sum(loss, images):
 
 
 def test_the_description_names_the_weights_and_the_network(loss):
-    part = EnhancerLoss(LossConfig(l1=2, lpips=0.5, gram=0, clip=0, pretrained=False,
-                               vgg_view_px=64),
-                        device="cpu")
+    part = EnhancerLoss(LossConfig(l1=2, lpips=0.5, gram=0, clip=0, decoded=0, vgg="stlpips",
+                                   vgg_view_px=64), device="cpu")
     assert part.describe() == \
-        "2 × L1 + 0.5 × LPIPS; VGG16 (lpips_vgg_random) sees a random square of 64 px"
+        "2 × L1 + 0.5 × LPIPS; VGG16 (stlpips_vgg) sees a random square of 64 px"
     assert loss.describe().endswith("sees the whole image")
     plain = EnhancerLoss(LossConfig(l1=1, lpips=0, gram=0, clip=0), device="cpu")
-    assert plain.describe() == "1 × L1"
+    assert plain.describe() == "1 × L1 + 1 × L1 before the mask"
+
+
+def test_what_the_mask_chose_from_is_compared_too(loss, images):
+    restored, clean = images
+    terms = loss(restored, clean, decoded=clean + 0.25)
+    assert terms["decoded"].item() == pytest.approx(0.25)
+    without = loss(restored, clean)
+    assert "decoded" not in without
+    torch.testing.assert_close(terms["total"], without["total"] + 0.25)
 
 
 def test_equal_images_cost_nothing(loss, images):
@@ -173,7 +181,7 @@ def test_unreachable_weights_say_which_and_what_to_do(monkeypatch, tmp_path):
     def fail(*_, **__):
         raise OSError("no route to host")
     monkeypatch.setattr(torchvision.models.VGG16_Weights, "get_state_dict", fail)
-    with pytest.raises(RuntimeError, match=r"vgg16.*no route.*loss\.pretrained=False"):
+    with pytest.raises(RuntimeError, match=r"vgg16.*no route.*loss\.vgg='stlpips'"):
         EnhancerLoss(LossConfig(), device="cpu")
     with pytest.raises(RuntimeError, match=r"CLIP.*loss\.clip to 0"):
         EnhancerLoss(LossConfig(lpips=0.0, gram=0.0), device="cpu", clip_name=str(tmp_path))

@@ -1,7 +1,7 @@
 """The `t4` preset's own way to its data and weights, through a hub on this machine.
 
 What talks to the hub runs in processes of their own: its address is read on import. Torchvision's
-backbones come from another host, which stays out of reach here: `loss.pretrained` is False.
+backbones come from another host, which stays out of reach here: `loss.vgg` is "stlpips".
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tests.hub import Fault, Hub, Repository
 from tests.hub_repositories import GROUP_ROWS, IMAGE_BYTES, face_parser, repositories
 
 CHANGES = {"data.size_px": 64, "data.train_images": 6, "data.test_images": 6,
-           "data.fitted_images": 1, "optim.steps": 2, "loss.pretrained": False,
+           "data.fitted_images": 1, "optim.steps": 2, "loss.vgg": "stlpips",
            "loss.vgg_view_px": 32}
 # What is read beyond a part: 5 MiB by the hub's file system, 32 by older `datasets`
 READ_AHEAD_BYTES = (5 if hasattr(datasets.IterableDataset, "reshard") else 37) * 2**20
@@ -103,7 +103,7 @@ def read_rows(count: int) -> tuple[int, str]:
 
 def plan(place: str, **changes: Any) -> downloads.Downloads:
     """That of the notebook run in this place; with no changes a run of the preset as it is."""
-    config = preset("t4").with_({"loss.pretrained": False} | changes)
+    config = preset("t4").with_({"loss.vgg": "stlpips"} | changes)
     return downloads.plan_downloads(config, faces=Path(place, "data"),
                                     caches=[Path(place, "runs", "t4")])
 
@@ -340,13 +340,13 @@ def test_offline_the_cache_is_enough_and_what_it_lacks_is_named(
             assert error.startswith(f"RuntimeError: hub: expected to load {name}, got ")
             assert "unset HF_HUB_OFFLINE" in error and "'demo' preset" in error
         # Faces and prompt are there, as they would be on Drive
-        error, _ = offline(plan, str(sessions[0]), **CHANGES | {"loss.pretrained": True})
+        error, _ = offline(plan, str(sessions[0]), **CHANGES | {"loss.vgg": "lpips"})
         assert error.startswith(f"RuntimeError: hub: expected to load {SD_TURBO}, {CLIP_NAME} "
                                 "for preset 't4', got ")
         assert "unset HF_HUB_OFFLINE" in error and "'demo' preset" in error
         # Torchvision's weights come from elsewhere: what this hub does not say is no reason to stop
         planned, _ = offline(plan, str(tmp_path), **photographs(tmp_path)
-                             | {"loss.pretrained": True})
+                             | {"loss.vgg": "lpips"})
         assert planned.offline
         assert set(planned.sizes) == {"torchvision vgg16", "torchvision alexnet"}
         assert not hub.requests
