@@ -124,12 +124,11 @@ class Head:
         """
         cloud = self.cloud
         facing = ((cloud.means - camera.position) * cloud.normals).sum(-1) < 0.05
-        lit = self.light.shade(cloud, camera)
+        cloud = cloud[facing.nonzero()[:, 0]]
         labels = torch.nn.functional.one_hot(cloud.labels.long(), len(REGIONS)).float()
-        covariances = cloud.axes @ cloud.axes.transpose(1, 2)
-        splats = project(cloud.means[facing], covariances[facing],
-                         torch.cat([lit, labels], 1)[facing],
-                         torch.full_like(cloud.gloss, 0.95)[facing], camera)
+        lit = torch.cat([self.light.shade(cloud, camera), labels], 1)
+        splats = project(cloud.means, cloud.axes @ cloud.axes.mT, lit,
+                         torch.full_like(cloud.gloss, 0.95), camera)
         behind = torch.zeros(3 + len(REGIONS), camera.height_px, camera.width_px)
         behind[:3], behind[3 + BACKGROUND] = backdrop, 1.0
         drawn, _ = rasterise(splats, camera.height_px, camera.width_px, background=behind)
