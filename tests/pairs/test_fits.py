@@ -9,10 +9,11 @@ import torch
 
 from helpers.config import DataConfig
 from helpers.faces.sources import FIRST_TEST_AVATAR
+from helpers.pairs import fits
 from helpers.pairs.fits import HEAD_SETS, HEADS, Fit, load_fits, read_fits, write_fits
 from helpers.pairs.recipes import draw_recipe
 from helpers.pairs.rendered import render_pair
-from helpers.storage.sealed import DamagedFile
+from helpers.storage.sealed import DamagedFile, read_sealed
 from tests import fit_heads, tiny_base
 
 
@@ -36,11 +37,10 @@ def test_a_read_head_looks_as_the_written_one(fit, file):
 
 
 def test_writing_what_was_read_keeps_every_byte_of_the_gaussians(file, tmp_path):
-    first = read_fits(file)
-    write_fits(tmp_path / "again", first)
-    for one, other in zip(first, read_fits(tmp_path / "again"), strict=True):
-        for name, value in one.values.items():
-            torch.testing.assert_close(other.values[name], value, rtol=0, atol=1e-5)
+    write_fits(tmp_path / "again", read_fits(file))
+    first, again = (read_sealed(path)[0] for path in (file, tmp_path / "again"))
+    assert all(torch.equal(again[name], first[name]) for name in (*fits.HALVES, *fits.BYTES))
+    torch.testing.assert_close(again["ranges"], first["ranges"])
 
 
 def test_a_damaged_file_is_named(file):
@@ -50,6 +50,15 @@ def test_a_damaged_file_is_named(file):
         file.write_bytes(broken)
         with pytest.raises(DamagedFile, match=r"two\.safetensors"):
             read_fits(file)
+
+
+def test_a_shipped_set_that_is_missing_or_damaged_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr(fits, "HEADS", tmp_path)
+    for content in (None, b"no heads"):
+        if content:
+            (tmp_path / "test.safetensors").write_bytes(content)
+        with pytest.raises(DamagedFile, match=r"test heads: .*test\.safetensors.*fit_heads`"):
+            load_fits("test")
 
 
 def test_an_unknown_set_is_refused():
@@ -70,9 +79,9 @@ def test_the_sets_share_no_identity_with_each_other_or_with_any_other_avatars():
 
 @pytest.mark.parametrize("name", HEAD_SETS)
 def test_the_shipped_sets_are_whole_and_follow_their_recipes(name):
-    fits = load_fits(name)
-    assert [fit.recipe for fit in fits] == [draw_recipe(seed) for seed in HEAD_SETS[name]]
-    for fit in fits:
+    shipped = load_fits(name)
+    assert [fit.recipe for fit in shipped] == [draw_recipe(seed) for seed in HEAD_SETS[name]]
+    for fit in shipped:
         assert all(torch.isfinite(value).all() for value in fit.values.values())
         assert len(fit.values["means"]) <= fit.recipe.gaussians
 
