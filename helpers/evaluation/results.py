@@ -188,7 +188,8 @@ def format_table(result: Result | Mapping[str, Any]) -> str:
     rows.insert(1, tuple("-" * width for width in widths))
     lines = (" | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows)
     people = summary.get("identities", summary["n"])
-    return f"{summary['n']} pictures of {people} identities; mean ± std\n\n" + "\n".join(f"| {line} |" for line in lines)
+    return "\n".join([f"{summary['n']} pictures of {people} identities; mean ± std", "",
+                      *(f"| {line} |" for line in lines)])
 
 
 def _level(name: str, summary: Mapping[str, Any] | None) -> str:

@@ -1,4 +1,4 @@
-"""The test sets: pairs that no training saw, by seed alone, and so the same for every checkpoint."""
+"""The test sets: pairs that no training saw, by seed alone: the same for every checkpoint."""
 
 from __future__ import annotations
 
