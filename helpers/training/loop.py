@@ -20,11 +20,11 @@ from torch import Tensor
 from ..checkpoints import Publisher, claim
 from ..checkpoints import checkpoint as checkpoints
 from ..config import Config, OptimConfig
-from ..degradation import degrade, draw_amounts
 from ..distances import EnhancerLoss
 from ..faces import Faces, load_batches
 from ..machine import Stopped, StopRequests
 from ..model import SplatEnhancer
+from ..pairs import Sources, draw_pairs
 from .autosave import Autosave
 from .trainer import Trainer
 
@@ -51,17 +51,17 @@ def learning_rate_at(step: int, optim: OptimConfig) -> float:
 
 
 def training_batch(config: Config, drawn: tuple[Tensor, Tensor, Tensor],
-                   device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
+                   device: torch.device | str, sources: Sources | None = None,
+                   ) -> tuple[Tensor, Tensor, Tensor]:
     """Clean and degraded images (B, 3, H, W) in [0, 1] and the skip mask (B,) of a batch.
 
     Args:
         drawn: clean, regions and sample seeds, from `draw_batch`.
         device: where the images are damaged and wanted.
+        sources: of pairs that are not drawn, from `prepare_pairs`.
     """
-    clean, regions, seeds = drawn
-    clean, regions = clean.to(device), regions.to(device)
-    amounts = draw_amounts(config.degrade, seeds)
-    degraded = degrade(clean, regions, config.degrade, seeds, amounts=amounts)
+    seeds = drawn[2]
+    clean, degraded, _ = draw_pairs(config, sources or {}, drawn, device)
     dice = torch.Generator().manual_seed(int(seeds[0]))
     keep = torch.rand(len(seeds), generator=dice) >= config.model.skip_dropout
     return clean, degraded, keep.float().to(device)
