@@ -85,6 +85,27 @@ class DegradeConfig:
 
 
 @dataclass(frozen=True)
+class PairsConfig:
+    """Which kinds of pairs it learns from; the shares are relative to their sum."""
+
+    drawn: float = 0.4  # damage drawn on a face, by the amounts of `degrade`
+    fitted: float = 0.2  # a face described by Gaussians, stopped early and disturbed
+    rendered: float = 0.4  # a 3D fit of a procedural head, seen from a new view
+    own_share: float = 0.0  # renders and photographs of one's own
+    own: str = ""  # their folder, with renders/ and photos/ of equal names; empty: none
+    own_held_out: float = 0.125  # share of one's own photographs that is only measured
+    fitted_faces: int = 64  # training faces that are fitted too; at most data.train_images
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.own, str):
+            raise _refused_field(self, "own", "the path of a folder, or an empty text")
+        _numbers(self, drawn=(0.0, 1.0), fitted=(0.0, 1.0), rendered=(0.0, 1.0),
+                 own_share=(0.0, 1.0), own_held_out=(0.0, 1.0), fitted_faces=(1, 30_000))
+        if self.drawn + self.fitted + self.rendered + self.own_share == 0:
+            raise refused("pairs", "at least one share above 0", "all 0", "raise pairs.drawn")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The base network and what is trained on top of it."""
 
@@ -179,6 +200,7 @@ class Config:
     preset: str = "demo"
     data: DataConfig = field(default_factory=DataConfig)
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -219,6 +241,8 @@ class Config:
     def from_json(cls, text: str) -> Config:
         """Read what `to_json` wrote, perhaps by an older version: what it lacks is the preset's.
 
+        What was not there yet (mask, other pairs than drawn ones) stays away.
+
         Raises:
             ValueError: not such a text, a field that is not known, or a value that is refused.
         """
@@ -240,11 +264,14 @@ class Config:
 _SECTIONS = {f.name: f for f in dataclasses.fields(Config) if f.name != "preset"}
 
 # What runs did before these fields were there, whatever their preset does now
-_BEFORE = {"model.mask": False, "loss.decoded": 0.0}
+_BEFORE = {"model.mask": False, "loss.decoded": 0.0, "pairs.drawn": 1.0, "pairs.fitted": 0.0,
+           "pairs.rendered": 0.0}
 
 _SD_TURBO_RUN: dict[str, Any] = {
     "data.source": "celeba-hq", "data.size_px": 512, "data.test_images": 50,
     "model.base": SD_TURBO, "model.mask": True,
+    # Rendered pairs are of procedural heads, 128 pixels wide: here there are photographs
+    "pairs.drawn": 0.5, "pairs.fitted": 0.5, "pairs.rendered": 0.0,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
@@ -268,11 +295,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "run.preview_every_steps": 40,
     },
     "t4": _SD_TURBO_RUN | {
-        "run.name": "t4", "data.train_images": 300,
+        "run.name": "t4", "data.train_images": 300, "pairs.fitted_faces": 300,
         "optim.steps": 1_000, "run.save_every_steps": 100, "run.preview_every_steps": 100,
     },
     "full": _SD_TURBO_RUN | {
-        "run.name": "full", "data.train_images": 450,
+        "run.name": "full", "data.train_images": 450, "pairs.fitted_faces": 350,
         "optim.steps": 5_000, "run.save_every_steps": 250, "run.preview_every_steps": 250,
     },
 }

@@ -20,6 +20,7 @@ def config() -> settings.Config:
     """Eight steps on 64-pixel avatars and a random base, with no VGG to wait for."""
     return settings.preset("demo").with_({
         "data.size_px": 64, "data.train_images": 6, "data.test_images": 2,
+        "pairs.drawn": 1.0, "pairs.fitted": 0.0, "pairs.rendered": 0.0,
         "model.base": str(GOLDEN), "loss.lpips": 0.0, "loss.gram": 0.0,
         "optim.steps": 8, "optim.learning_rate": 1e-3, "optim.warmup_steps": 2,
         "run.name": "test", "run.save_every_steps": 3,

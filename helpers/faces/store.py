@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import datasets
@@ -20,8 +21,7 @@ from .sources import Place, Row
 
 GROUP = 4  # faces that are parsed and kept together: an interruption costs fewer than these
 CONTENTS = "prepared.json"  # what was left out, and the SHA-256 of every other file of a store
-_SCHEMA = pa.schema({"key": pa.string(), "image": pa.binary(), "regions": pa.binary(),
-                     "split": pa.string()})
+COLUMNS = ("image", "regions")  # PNG bytes; beside them stand a face's key and split
 
 
 class PartialStore:
@@ -30,12 +30,20 @@ class PartialStore:
     Each group is one file beside the store, written whole and named by its number and hash, with
     the source's place after it: a torn, changed or foreign file ends the groups that are trusted.
 
+    Args:
+        store: the folder that it becomes.
+        columns: what is kept of each, as bytes, beside its key and split.
+        noun: what they are, in words.
+
     Attributes:
         groups: the files of the groups, in order.
         place: how far the source has been read.
     """
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, columns: Sequence[str] = COLUMNS, noun: str = "faces") -> None:
+        self.schema = pa.schema({"key": pa.string(), **dict.fromkeys(columns, pa.binary()),
+                                 "split": pa.string()})
+        self.noun = noun
         self.store, self.folder = store, store.with_name(store.name + ".partial")
         self.groups: list[Path] = []
         self.place = Place()
@@ -51,7 +59,7 @@ class PartialStore:
             self.place = place
             self.groups.append(path)
         for path in found[len(self.groups):]:
-            print(f"data: {path.name} is damaged or follows one that is; its faces are made again")
+            print(f"data: {path.name} is damaged or follows one that is; its {noun} are made again")
             path.unlink()
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -61,7 +69,7 @@ class PartialStore:
             OSError: no room; what was kept before stays.
         """
         note = dataclasses.asdict(self.place) | {"done": {}}  # the rows of the groups say it
-        schema = _SCHEMA.with_metadata({"place": json.dumps(note)})
+        schema = self.schema.with_metadata({"place": json.dumps(note)})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, schema) as stream:
             stream.write_batch(pa.RecordBatch.from_pylist(list(rows), schema=schema))
@@ -69,6 +77,12 @@ class PartialStore:
         with self._told():
             self.groups.append(write_whole(self.folder / self._name(content), content))
         self.place.done |= {row["key"]: row["split"] for row in rows}
+
+    def fill(self, rows: Iterable[Row]) -> None:
+        """Keep rows as they come, a group at a time; raises as `add` does."""
+        rows = iter(rows)
+        while group := list(islice(rows, GROUP)):
+            self.add(group)
 
     def seal(self) -> None:
         """Make the groups one Arrow folder, and give it its name when all of it is on the disk.
@@ -103,7 +117,7 @@ class PartialStore:
             yield
         except OSError as error:
             raise OSError(error.errno, f"data: expected to write to {self.folder}, got {error}; "
-                          f"make room and run again: {len(self.place.done)} faces are kept"
+                          f"make room and run again: {len(self.place.done)} {self.noun} are kept"
                           ) from error
 
 
@@ -130,7 +144,7 @@ def read_contents(store: Path) -> dict[str, str]:
 
 def damaged(store: Path, found: str) -> ValueError:
     """The error of a store that is no longer what was written."""
-    return refused(f"faces in {store}", "what was prepared", found,
+    return refused(f"what is kept in {store}", "what was prepared", found,
                    "delete this folder and run again: it is prepared anew")
 
 

@@ -1,25 +1,23 @@
-"""Pairs of a degraded and a clean picture that no damage was painted on.
+"""What training learns from: pairs (degraded, clean), and where each comes from.
 
-Procedural heads, fitted by few 3D Gaussians from few views, are seen from other views; the truth is
-drawn from there. `load_fits` reads the heads that are shipped, `render_pairs` draws a set of pairs.
+*Drawn* damage is that of `degradation`; *fitted* photographs are described by Gaussians and
+stopped early; *rendered* heads are fitted by few 3D Gaussians from few views and seen from others;
+*own* pairs are a user's. Their shares are settings, and everything in a pair follows from its
+sample's seed. Read `mix.py` first.
 """
 
 from .fits import HEAD_SETS, Fit, load_fits, read_fits, write_fits
+from .fitted import FittedPairs, prepare_fitted
+from .mix import Sources, draw_kinds, draw_pairs, prepare_pairs, shares, trained_on
+from .own import OwnPairs, prepare_own
+from .pair import KINDS, PairSource
 from .recipes import Recipe, draw_recipe
 from .reconstruct import reconstruct
-from .rendered import RenderedPairs, draw_view, render_pair, render_pairs
+from .rendered import RenderedPairs, draw_view, render_pair
+from .underfit import underfit
 
-__all__ = [
-    "HEAD_SETS",
-    "Fit",
-    "Recipe",
-    "RenderedPairs",
-    "draw_recipe",
-    "draw_view",
-    "load_fits",
-    "read_fits",
-    "reconstruct",
-    "render_pair",
-    "render_pairs",
-    "write_fits",
-]
+__all__ = ["HEAD_SETS", "KINDS", "Fit", "FittedPairs", "OwnPairs", "PairSource", "Recipe",
+           "RenderedPairs", "Sources", "draw_kinds", "draw_pairs", "draw_recipe",
+           "draw_view", "load_fits", "prepare_fitted", "prepare_own", "prepare_pairs", "read_fits",
+           "reconstruct", "render_pair", "shares", "trained_on", "underfit",
+           "write_fits"]

@@ -11,17 +11,16 @@ fitted at), nor is *popping* (a pair is a still).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..errors import refused
 from ..faces import Head, look_at_head, studio_wall
-from ..machine import Bar
 from ..splats import Camera, Draws
-from .fits import Fit
+from .fits import Fit, load_fits
+from .pair import pick
 from .reconstruct import fitted_backdrop, render
 
 OUTSIDE_SHARE = 0.5  # of the views, where nobody asks for inside or outside
@@ -86,65 +85,41 @@ def render_pair(fit: Fit, seed: int, *, inside: bool | None = None, size_px: int
     return render(fit.values, view.camera, view.backdrop).clamp(0, 1), clean, regions
 
 
-@dataclass(frozen=True)
 class RenderedPairs:
-    """A set of pairs, kept in 8 bits."""
+    """Pairs of the shipped training heads: a `PairSource`, drawn when they are asked for.
 
-    degraded: Tensor  # uint8 (N, 3, H, W)
-    clean: Tensor  # uint8 (N, 3, H, W)
-    regions: Tensor  # uint8 (N, H, W)
-    origins: tuple[str, ...]  # head, view and its place, one text per pair
-
-    def __len__(self) -> int:
-        return len(self.origins)
-
-    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Some pairs: degraded and clean (B, 3, H, W) float32 in [0, 1], regions (B, H, W)."""
-        rows = torch.as_tensor(list(indices))
-        return (self.degraded[rows].float().div(255), self.clean[rows].float().div(255),
-                self.regions[rows])
-
-
-def render_pairs(fits: Sequence[Fit], count: int, *, seed: int = 0, inside: bool | None = None,
-                 size_px: int | None = None,
-                 progress: Callable[..., Iterable[int]] | None = Bar) -> RenderedPairs:
-    """Draw a set of pairs; pair n shows fit n modulo their number, and views go up from the seed.
-
-    Each head is built once, and all its views are drawn then.
+    Each seed decides on a head and on a view of it, half of them beyond the arc. A head is built
+    when it is first seen, and kept.
 
     Args:
-        fits: the heads; those of training, of validation or of the test.
-        count: how many pairs, 1 or more.
-        seed: of the first view of each head; the next views take the next seeds.
-        inside: see `draw_view`.
-        size_px: see `render_pair`.
-        progress: wraps the loop over heads as `tqdm` does; None shows nothing.
+        size_px: side of the pictures.
 
     Raises:
-        ValueError: no fits, or a count below 1.
+        DamagedFile: the shipped fits are missing or not as they were written.
     """
-    if not fits or count < 1:
-        raise refused("rendered pairs", "one fit or more and a count of 1 or more",
-                      (len(fits), count), "ask for some")
-    heads: Iterable[int] = range(min(len(fits), count))
-    heads = progress(heads, desc="Drawing rendered pairs", unit="head") if progress else heads
-    made: dict[int, tuple[tuple[Tensor, ...], str]] = {}
-    for which in heads:
-        fit = fits[which]
-        head = Head.of(fit.recipe.identity, size_px or fit.recipe.size_px)
-        for n in range(which, count, len(fits)):
-            made[n] = _pair_in_bytes(fit, head, seed + n // len(fits), inside, size_px)
-    pairs, origins = zip(*(made[n] for n in range(count)), strict=True)
-    return RenderedPairs(*(torch.stack(parts) for parts in zip(*pairs, strict=True)), origins)
 
+    kind = "rendered"
 
-def _pair_in_bytes(fit: Fit, head: Head, seed: int, inside: bool | None,
-                   size_px: int | None) -> tuple[tuple[Tensor, ...], str]:
-    degraded, clean, regions = render_pair(fit, seed, inside=inside, size_px=size_px, head=head)
-    view = draw_view(fit, seed, inside=inside, size_px=size_px)
-    place = "inside" if view.inside else "outside"
-    origin = f"rendered {fit.recipe.identity} view {seed}: {view.yaw_deg:+.0f}°, {place}"
-    return (*(image.mul(255).round().byte() for image in (degraded, clean)), regions), origin
+    def __init__(self, size_px: int) -> None:
+        self.fits, self.size_px = load_fits("train"), size_px
+        self._heads: dict[int, Head] = {}
+
+    def __len__(self) -> int:
+        return len(self.fits)
+
+    def draw(self, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        """See `PairSource.draw`."""
+        which = pick(seeds, len(self), self.kind)
+        pairs = [self._pair(self.fits[n], seed)
+                 for n, seed in zip(which, seeds.tolist(), strict=True)]
+        degraded, clean = (torch.stack(side) for side in zip(*pairs, strict=True))
+        return degraded, clean
+
+    def _pair(self, fit: Fit, seed: int) -> tuple[Tensor, Tensor]:
+        identity = fit.recipe.identity
+        if identity not in self._heads:
+            self._heads[identity] = Head.of(identity, self.size_px)
+        return render_pair(fit, seed, size_px=self.size_px, head=self._heads[identity])[:2]
 
 
 def _between(low: float, high: float, place: float) -> float:

@@ -4,7 +4,7 @@ Beside them the two things that need them most: numbers drawn per sample, and im
 """
 
 from .draws import FIELD_SIZE, Draws
-from .fit import GAUSSIANS, STEPS, fitted_pairs
+from .fit import GAUSSIANS, STEPS, descend, draw_fit, fitted_pairs
 from .gaussians import GRID, LIMIT, Gaussians, describe, sample_at
 from .rasteriser import Camera, Splats, drawing_device, project, rasterise
 
@@ -18,7 +18,9 @@ __all__ = [
            "Draws",
            "Gaussians",
            "Splats",
+           "descend",
            "describe",
+           "draw_fit",
            "drawing_device",
            "fitted_pairs",
            "project",

@@ -5,7 +5,7 @@ tell that no byte of it has changed, and one to wait for a Drive that does not a
 """
 
 from .files import write_whole
-from .kept import is_kept, keep, put, take_back
+from .kept import is_kept, keep, make_once, put, take_back
 from .locks import alone
 from .patience import within
 from .sealed import (
@@ -47,6 +47,7 @@ __all__ = [
     "is_silence",
     "keep",
     "loading_quietly",
+    "make_once",
     "missing_bytes",
     "out_of_reach",
     "passes",

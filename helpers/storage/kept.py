@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -72,6 +72,21 @@ def take_back(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) ->
         return False
     print(f"{made.name} is taken from {drive}.")
     return True
+
+
+def make_once(made: Path, drive: Path | None, make: Callable[[], None]) -> None:
+    """Make a folder unless it is here or can be taken back; of several processes, one does it.
+
+    Args:
+        made: its place here; it must appear only once it is whole.
+        drive: see `take_back`.
+        make: makes it.
+    """
+    if not made.is_dir():
+        with alone(made):
+            if not (made.is_dir()  # it may have been made while this process waited
+                    or take_back(made, drive)):
+                make()
 
 
 def put(made: Path, drive: Path | None) -> None:
