@@ -1,10 +1,13 @@
 """What an enhancer does to faces it never saw, against doing nothing: figures with intervals.
 
-`sets.py` says what it is measured on, `results.py` how.
+`sets.py` says what it is measured on, `results.py` how; `transfer.py` compares what it was trained
+on.
 """
 
 from .results import Result, evaluate, format_table, read_metrics, write_metrics
-from .sets import Batch, held_out_pairs, held_out_sets, rendered_views, underfitted_pairs
+from .sets import Batch, HeldOut, held_out_pairs, rendered_views, underfitted_pairs
+from .transfer import format_transfer, standard_variants, transfer
 
-__all__ = ["Batch", "Result", "evaluate", "format_table", "held_out_pairs", "held_out_sets",
-           "read_metrics", "rendered_views", "underfitted_pairs", "write_metrics"]
+__all__ = ["Batch", "HeldOut", "Result", "evaluate", "format_table", "format_transfer",
+           "held_out_pairs", "read_metrics", "rendered_views", "standard_variants", "transfer",
+           "underfitted_pairs", "write_metrics"]

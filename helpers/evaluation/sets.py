@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from ..config import Config
 from ..degradation import degrade
 from ..faces import Faces, Head
 from ..machine import Bar
-from ..pairs import PairSource, load_fits, render_pair
+from ..pairs import OwnPairs, load_fits, render_pair
 from ..splats import GAUSSIANS, STEPS, fitted_pairs
 
 HELD_OUT_SEED = 900_000  # image i of the test set is degraded by this seed plus i
@@ -21,29 +22,42 @@ FIRST_VIEW = 1_000  # of the test heads; views of training heads are drawn by sa
 Batch = tuple[Tensor, Tensor, list[str]]  # clean, degraded, each (B, 3, H, W); whose they are
 
 
-def held_out_sets(config: Config, faces: Faces, *, device: torch.device | str, folder: Path,
-                  own: PairSource | None = None) -> dict[str, Iterator[Batch]]:
-    """All test sets of a run, by name.
+class HeldOut(Mapping[str, Iterator[Batch]]):
+    """All test sets of a run, by name; each look-up begins its set anew.
+
+    `rendered_outside` and `rendered_inside` (3D fits of heads nobody trained on, from views beyond
+    and within the arc of their cameras), `fitted` (Gaussians fitted to the held-out faces by a
+    recipe that no training pair has), `drawn` (the damage of training, in full), `clean` (nothing
+    to repair), and `own`, if there are any.
 
     Args:
         config: of the run.
         faces: prepared.
         device: where pictures are made and wanted.
         folder: keeps the fitted renders, which take long to make.
-        own: the user's own pairs, if there are any.
-
-    Returns:
-        `drawn` (the damage of training, in full), `fitted` (Gaussians fitted to the held-out faces
-        by a recipe that no training pair has), `rendered_inside` and `rendered_outside` (3D fits of
-        heads nobody trained on, from views within and beyond the arc of their cameras), `clean`
-        (nothing to repair), and `own`.
+        own: the user's own pairs, of which some are held out.
     """
-    sets = {"drawn": held_out_pairs(config, faces, device=device),
-            "fitted": underfitted_pairs(config, faces, device=device, folder=folder),
-            "rendered_inside": rendered_views(config, inside=True, device=device),
-            "rendered_outside": rendered_views(config, inside=False, device=device),
-            "clean": untouched(config, faces, device=device)}
-    return sets | ({"own": own.held_out_pairs(device=device)} if own else {})
+
+    def __init__(self, config: Config, faces: Faces, *, device: torch.device | str, folder: Path,
+                 own: OwnPairs | None = None) -> None:
+        options = {"device": device}
+        self._sets: dict[str, Callable[[], Iterator[Batch]]] = {
+            "rendered_outside": partial(rendered_views, config, inside=False, **options),
+            "rendered_inside": partial(rendered_views, config, inside=True, **options),
+            "fitted": partial(underfitted_pairs, config, faces, folder=folder, **options),
+            "drawn": partial(held_out_pairs, config, faces, **options),
+            "clean": partial(untouched, config, faces, **options)}
+        if own:
+            self._sets["own"] = partial(own.held_out_pairs, **options)
+
+    def __getitem__(self, name: str) -> Iterator[Batch]:
+        return self._sets[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sets)
+
+    def __len__(self) -> int:
+        return len(self._sets)
 
 
 def held_out_pairs(config: Config, faces: Faces, *, device: torch.device | str,

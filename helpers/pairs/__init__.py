@@ -8,7 +8,7 @@ sample's seed. Read `mix.py` first.
 
 from .fits import HEAD_SETS, Fit, load_fits, read_fits, write_fits
 from .fitted import FittedPairs, prepare_fitted
-from .mix import Sources, draw_kinds, draw_pairs, prepare_pairs, shares, trained_on
+from .mix import Sources, draw_each, draw_kinds, draw_pairs, prepare_pairs, shares, trained_on
 from .own import OwnPairs, prepare_own
 from .pair import KINDS, PairSource
 from .recipes import Recipe, draw_recipe
@@ -17,7 +17,7 @@ from .rendered import RenderedPairs, draw_view, render_pair
 from .underfit import underfit
 
 __all__ = ["HEAD_SETS", "KINDS", "Fit", "FittedPairs", "OwnPairs", "PairSource", "Recipe",
-           "RenderedPairs", "Sources", "draw_kinds", "draw_pairs", "draw_recipe",
+           "RenderedPairs", "Sources", "draw_each", "draw_kinds", "draw_pairs", "draw_recipe",
            "draw_view", "load_fits", "prepare_fitted", "prepare_own", "prepare_pairs", "read_fits",
            "reconstruct", "render_pair", "shares", "trained_on", "underfit",
            "write_fits"]

@@ -7,6 +7,7 @@ seed and the sample's position (`faces.draw_batch`): a resumed run takes the ver
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,25 @@ def draw_pairs(config: Config, sources: Sources, drawn: tuple[Tensor, Tensor, Te
             pair = _draw(kind, sources, seeds[rows], clean.shape[1:])
             degraded[rows], found_clean[rows] = (side.to(device) for side in pair)
     return found_clean, degraded, kinds
+
+
+def draw_each(config: Config, sources: Sources, drawn: tuple[Tensor, Tensor, Tensor],
+              device: torch.device | str = "cpu") -> dict[str, tuple[Tensor, Tensor]]:
+    """The same samples as pairs of each kind that training uses, to look at.
+
+    Args:
+        config, sources, drawn, device: as for `draw_pairs`.
+
+    Returns:
+        Kind → degraded and clean, each (B, 3, H, W) in [0, 1].
+    """
+    found = {}
+    for kind in [kind for kind, share in shares(config.pairs).items() if share]:
+        alone = {("own_share" if name == "own" else name): float(name == kind) for name in KINDS}
+        only = replace(config, pairs=replace(config.pairs, **alone))
+        clean, degraded, _ = draw_pairs(only, sources, drawn, device)
+        found[kind] = degraded, clean
+    return found
 
 
 def _draw(kind: str, sources: Sources, seeds: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:

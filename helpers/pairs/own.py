@@ -66,7 +66,7 @@ class OwnPairs:
     def __init__(self, store: Path, held_out_share: float) -> None:
         self.store, self.skipped = store, read_contents(store)
         self.rows = datasets.load_from_disk(str(store))
-        photos = [hashlib.sha256(png).hexdigest() for png in self.rows["clean"]]
+        self.photos = photos = [hashlib.sha256(png).hexdigest() for png in self.rows["clean"]]
         held = _held_out(set(photos), held_out_share)
         self.train = [i for i, photo in enumerate(photos) if photo not in held]
         self.held_out = [i for i, photo in enumerate(photos) if photo in held]
@@ -93,11 +93,15 @@ class OwnPairs:
         return self.load([self.train[i] for i in pick(seeds, len(self), self.kind)])
 
     def held_out_pairs(self, *, device: torch.device | str = "cpu",
-                       batch: int = 4) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the held-out pairs as batches (clean, degraded), as `evaluate` takes them."""
+                       batch: int = 4) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+        """Yield the held-out pairs as batches (clean, degraded, names), as `evaluate` takes them.
+
+        One photograph beside several renders is one name: its content's.
+        """
         for i in range(0, len(self.held_out), batch):
-            degraded, clean = self.load(self.held_out[i:i + batch])
-            yield clean.to(device), degraded.to(device)
+            rows = self.held_out[i:i + batch]
+            degraded, clean = self.load(rows)
+            yield clean.to(device), degraded.to(device), [self.photos[row] for row in rows]
 
 
 def prepare_own(settings: PairsConfig, size_px: int, folder: Path, *, drive: Path | None = None,

@@ -150,6 +150,31 @@ def pairs_grid(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
     return grid(_transposed(rows), rows=list(rows), side_in=1.3)
 
 
+def transfer_chart(table: Mapping[str, Any], metric: str = "stlpips_alex") -> Figure:
+    """The transfer table as a heat map: gain in the metric, with the change in PSNR below it.
+
+    Args:
+        table: from `evaluation.transfer`.
+        metric: a distance; sets on which it has no gain are left out.
+    """
+    sets = [name for name, of in next(iter(table.values())).items() if metric in of["gain"]]
+    gains = [[table[row][name]["gain"][metric]["mean"] for name in sets] for row in table]
+    figure = Figure(figsize=(1.6 * len(sets) + 2.6, 0.5 * len(table) + 1.0), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(gains, cmap="RdBu", vmin=-60, vmax=60, aspect="auto")
+    axis.set_xticks(range(len(sets)), [name.replace("_", " ") for name in sets])
+    axis.set_yticks(range(len(table)), list(table))
+    axis.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    for row, name in enumerate(table):
+        for column, tested in enumerate(sets):
+            decibels = table[name][tested]["gain"]["psnr"]["mean"]
+            axis.text(column, row, f"{gains[row][column]:+.0f} %\n{decibels:+.2f} dB", fontsize=8,
+                      ha="center", va="center",
+                      color="white" if abs(gains[row][column]) > 45 else "black")
+    axis.set_title(f"gain in {metric} over doing nothing: trained on (rows) × tested on", fontsize=9)
+    return figure
+
+
 def training_curve(history: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the total loss and its terms over the steps, thin as measured and thick smoothed."""
     figure = Figure(figsize=(7.5, 2.8), layout="constrained")
