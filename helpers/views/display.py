@@ -171,7 +171,7 @@ def transfer_chart(table: Mapping[str, Any], metric: str = "stlpips_alex") -> Fi
             axis.text(column, row, f"{gains[row][column]:+.0f} %\n{decibels:+.2f} dB", fontsize=8,
                       ha="center", va="center",
                       color="white" if abs(gains[row][column]) > 45 else "black")
-    axis.set_title(f"gain in {metric} over doing nothing: trained on (rows) × tested on", fontsize=9)
+    axis.set_title(f"gain in {metric}: trained on (rows) × tested on", fontsize=9)
     return figure
 
 
