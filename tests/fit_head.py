@@ -31,7 +31,7 @@ def recipe(seed: int) -> Recipe:
     return Recipe(
         seed, views=10, arc_deg=35.0, pitch_deg=6.5, gaussians=3_500, steps=200, settle=0.0,
         rate=1.0, strays=0.12, gaps=8, gap_radius=0.2, camera_error_deg=0.7, spread=0.5,
-        opacity=-0.5, backdrop="green", size_px=SIZE_PX)
+        opacity=-0.5, backdrop="green", size_px=SIZE_PX, tilt_deg=1.5)
 
 
 def look_from(yaw_deg: float, pitch_deg: float) -> Camera:

@@ -34,6 +34,7 @@ class Recipe:
     opacity: float  # at the start, as a logit
     backdrop: str  # what stands behind the head in the fitted views, one of BACKDROPS
     size_px: int = SIZE_PX
+    tilt_deg: float = 0.0  # the mean pitch of the cameras
 
     def __post_init__(self) -> None:
         for name, least in (("views", 1), ("gaussians", FEWEST_GAUSSIANS), ("steps", 1)):

@@ -109,7 +109,7 @@ class _Studio:
         yaws = torch.linspace(-recipe.arc_deg, recipe.arc_deg, recipe.views).tolist()
         self.cameras, self.backdrops, self.truths = [], [], []
         for view, (yaw, error) in enumerate(zip(yaws, errors.tolist(), strict=True)):
-            pitch = recipe.pitch_deg * (1 if view % 2 else -1)
+            pitch = recipe.tilt_deg + recipe.pitch_deg * (1 if view % 2 else -1)
             backdrop = fitted_backdrop(recipe, view, recipe.size_px)
             self.cameras.append(_camera(yaw, pitch, recipe.size_px))
             self.backdrops.append(backdrop)

@@ -54,7 +54,7 @@ def draw_view(fit: Fit, seed: int, *, inside: bool | None = None,
     chosen = dice[0] >= OUTSIDE_SHARE if inside is None else inside
     side, beyond = 1 if dice[1] < 0.5 else -1, _between(*BEYOND_DEG, dice[2])
     yaw = _between(-1, 1, dice[2]) * recipe.arc_deg if chosen else side * (recipe.arc_deg + beyond)
-    pitch = _between(-1, 1, dice[3]) * (recipe.pitch_deg + 3)
+    pitch = recipe.tilt_deg + _between(-1, 1, dice[3]) * (recipe.pitch_deg + 3)
     camera = look_at_head(
         math.radians(yaw), math.radians(pitch), math.radians(_between(-5, 5, dice[4])),
         size_px=size_px, target=(_between(-0.06, 0.06, dice[5]), _between(-0.2, -0.06, dice[6])),
