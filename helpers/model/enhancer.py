@@ -24,8 +24,12 @@ class Repair(NamedTuple):
     """One pass, and what it was put together from."""
 
     restored: Tensor  # (B, 3, H, W): input + mask · (decoded − input)
-    decoded: Tensor | None = None  # (B, 3, H, W), the decoder's own picture; None without a mask
-    mask: Tensor | None = None  # (B, 1, H, W) in [0, 1]
+    decoded: Tensor  # (B, 3, H, W), the decoder's own picture
+    mask: Tensor | None  # (B, 1, H, W) in [0, 1]; None without a repair mask
+
+    def choice(self, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What the mask chose from, and how, as the loss takes it; None without a mask."""
+        return None if self.mask is None else (degraded, self.decoded, self.mask)
 
 
 class SplatEnhancer(nn.Module):
@@ -118,11 +122,11 @@ class SplatEnhancer(nn.Module):
         noise = self.unet(latent.to(prompt.dtype), self.timestep, encoder_hidden_states=prompt)
         decoded = self._decode(to_clean_latent(latent, noise.sample, self.alpha_bar),
                                features, skip_scale)
-        repair = Repair(decoded)
+        mask, restored = None, decoded
         if self.mask is not None:
             mask = self.mask(degraded, decoded, deepest, features)
-            repair = Repair(degraded + mask * (decoded - degraded), decoded, mask)
-        return repair if parts else repair.restored
+            restored = degraded + mask * (decoded - degraded)
+        return Repair(restored, decoded, mask) if parts else restored
 
     @torch.no_grad()
     def enhance(self, degraded: Tensor, strength: float = 1.0) -> Tensor:

@@ -106,7 +106,7 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
                 clean, degraded, skip_mask = training_batch(config, next(batches), device,
                                                             sources)
                 repair = model(degraded, skip_mask, parts=True)
-                losses = loss(repair.restored, clean, decoded=repair.decoded,
+                losses = loss(repair.restored, clean, choice=repair.choice(degraded),
                               view_seed=config.run.seed + number)
                 trainer.backward(losses["total"])
                 terms.update({name: value.detach() for name, value in losses.items()})
