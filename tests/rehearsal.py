@@ -21,10 +21,11 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from helpers import evaluation
 from helpers.checkpoints import checkpoint
 from helpers.config import ASSETS, SD_TURBO, TINY_BASE, Config, preset
+from helpers.distances import Metrics
 from helpers.distances.losses import EnhancerLoss
-from helpers.evaluation import results as evaluate
 from helpers.faces import data
 from helpers.model.enhancer import SplatEnhancer
 from helpers.plans import budget
@@ -126,9 +127,9 @@ def measure(folder: Path) -> dict:
     model = build(folder)
     loss = EnhancerLoss(config.loss, device="cpu")
     resumed = list(train(config, model, faces, loss, folder=folder / "run"))
-    pairs = evaluate.held_out_pairs(config, faces, device="cpu", batch=1)
+    pairs = evaluation.held_out_pairs(config, faces, device="cpu", batch=1)
     with model.merged():
-        result = evaluate.evaluate(model.enhance, pairs, evaluate.Metrics(config.loss,
+        result = evaluation.evaluate(model.enhance, pairs, Metrics(config.loss,
                                                                           device="cpu"))
     return {"resumed_at": resumed[0].step, "psnr": result.restored["psnr"], "n": result.n}
 
