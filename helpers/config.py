@@ -246,7 +246,8 @@ class Config:
             ValueError: not such a text, a field that is not known, or a value that is refused.
         """
         try:
-            loaded = {"pairs": DRAWN_ONLY} | json.loads(text)
+            loaded = json.loads(text)
+            loaded.setdefault("pairs", DRAWN_ONLY)
             flat = {f"{s}.{k}": v for s, d in loaded.items() if s != "preset" for k, v in d.items()}
             config = preset(loaded["preset"])
         except (AttributeError, KeyError, json.JSONDecodeError) as error:

@@ -9,7 +9,7 @@ from .fitted import FittedPairs, prepare_fitted
 from .mix import Sources, draw_kinds, draw_pairs, prepare_pairs, shares, trained_on
 from .own import OwnPairs, prepare_own
 from .pair import KINDS, PairSource, RenderedSource
-from .underfit import underfit
+from .underfit import fit_poorly
 
 __all__ = [
     "KINDS",
@@ -20,10 +20,10 @@ __all__ = [
     "Sources",
     "draw_kinds",
     "draw_pairs",
+    "fit_poorly",
     "prepare_fitted",
     "prepare_own",
     "prepare_pairs",
     "shares",
     "trained_on",
-    "underfit",
 ]
