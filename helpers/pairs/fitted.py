@@ -31,7 +31,7 @@ from ..faces import (
 from ..machine import Bar
 from ..storage import keep, make_once
 from .pair import pick
-from .underfit import VERSION, underfit
+from .underfit import VERSION, fit_poorly
 
 COLUMNS = ("degraded",)  # of the Arrow folder, beside the face's key and split
 
@@ -125,6 +125,6 @@ def _fitted(keys: Sequence[str], done: int, faces: Faces, seed: int,
     for i in range(done, len(keys)):
         clean = faces.load("train", [i])[0].to(device)
         own = torch.tensor([derive_number(seed, "fitted", keys[i])])
-        pixels = underfit(clean, own)[0].mul(255).round().byte().permute(1, 2, 0).cpu()
+        pixels = fit_poorly(clean, own)[0].mul(255).round().byte().permute(1, 2, 0).cpu()
         yield {"key": keys[i], "degraded": to_png(Image.fromarray(pixels.contiguous().numpy())),
                "split": "train"}

@@ -95,7 +95,7 @@ def draw_recipe(seed: int, size_px: int) -> Recipe:
 
 
 @torch.no_grad()
-def underfit(image: Tensor, seeds: Tensor) -> Tensor:
+def fit_poorly(image: Tensor, seeds: Tensor) -> Tensor:
     """Fit Gaussians to each photograph by the recipe of its seed, and disturb them.
 
     One by one on every device, so that each is bit for bit the same alone or in any batch.
