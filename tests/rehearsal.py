@@ -28,7 +28,7 @@ from helpers.evaluation import results as evaluate
 from helpers.faces import data
 from helpers.model.enhancer import SplatEnhancer
 from helpers.plans import budget
-from helpers.storage.files import write_whole
+from helpers.storage.whole import write_whole
 from helpers.training.loop import train
 from helpers.training.trainer import Trainer
 

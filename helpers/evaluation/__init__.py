@@ -9,6 +9,3 @@ from .results import (
     underfitted_pairs,
     write_metrics,
 )
-
-__all__ = ["Result", "evaluate", "format_table", "held_out_pairs", "read_metrics",
-           "underfitted_pairs", "write_metrics"]

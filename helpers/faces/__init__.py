@@ -3,22 +3,6 @@
 `prepare` makes one Arrow folder of them, once; `Faces` reads it.
 """
 
-from .data import Faces, draw_batch, load_batches, prepare, read_image, to_tensor
+from .data import Faces, draw_batch, load_batches, prepare, to_tensor
 from .regions import FACE_PARSER, PARSER_FILES, REGIONS
-from .sources import CELEBA_HQ, TEST_SHARE, has_masks, store_name
-
-__all__ = [
-           "CELEBA_HQ",
-           "FACE_PARSER",
-           "PARSER_FILES",
-           "REGIONS",
-           "TEST_SHARE",
-           "Faces",
-           "draw_batch",
-           "has_masks",
-           "load_batches",
-           "prepare",
-           "read_image",
-           "store_name",
-           "to_tensor",
-]
+from .sources import CELEBA_HQ, TEST_SHARE, has_masks, read_image, store_name

@@ -8,6 +8,3 @@ from .packages import prepare_packages
 from .progress import Bar
 from .runtime import Runtime, choose_preset, detect, report, workspace
 from .stop import Stopped, StopRequests
-
-__all__ = ["Bar", "Runtime", "StopRequests", "Stopped", "choose_preset", "detect", "mount_drive",
-           "prepare_packages", "report", "workspace"]

@@ -7,21 +7,3 @@ from .draws import FIELD_SIZE, Draws
 from .fit import GAUSSIANS, STEPS, fitted_pairs
 from .gaussians import GRID, LIMIT, Gaussians, describe, sample_at
 from .rasteriser import Camera, Splats, drawing_device, project, rasterise
-
-__all__ = [
-           "FIELD_SIZE",
-           "GAUSSIANS",
-           "GRID",
-           "LIMIT",
-           "STEPS",
-           "Camera",
-           "Draws",
-           "Gaussians",
-           "Splats",
-           "describe",
-           "drawing_device",
-           "fitted_pairs",
-           "project",
-           "rasterise",
-           "sample_at",
-]

@@ -14,7 +14,3 @@ from .display import (
     training_curve,
 )
 from .sliders import DegradationSliders
-
-__all__ = ["DegradationSliders", "LiveTraining", "color_regions", "compare", "degradation_grid",
-           "effect_grid", "ranked_comparison", "save_figure", "save_image", "show",
-           "side_by_side", "training_curve"]

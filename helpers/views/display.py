@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..checkpoints import checkpoint
 from ..config import Config, DegradeConfig
-from ..degradation import AMOUNTS, STAGES, Preview, degrade, variation_mask
+from ..degradation import AMOUNTS, GROUPS, STAGES, Preview, degrade, variation_mask
 from ..evaluation import Result, held_out_pairs
 from ..faces import REGIONS, Faces
 from ..machine import Bar
@@ -29,7 +29,6 @@ from .pictures import color_regions as color_regions
 from .pictures import common_length, divided, mask_overlay, region_overlay, tint, to_bytes, to_tag
 
 _NO_SLOT = SimpleNamespace(update=lambda _: None)  # where there is no notebook
-GROUPS = tuple(stage.name for stage in STAGES if len(stage.amounts) > 1)  # regions, splat
 
 
 def grid(columns: Mapping[str, Tensor], *, rows: Sequence[str] | None = None, side_in: float = 1.7,

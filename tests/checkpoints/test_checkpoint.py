@@ -23,7 +23,8 @@ from helpers.__main__ import ROOT
 from helpers.checkpoints import checkpoint as checkpoints
 from helpers.checkpoints.checkpoint import BEST, LATEST, NAMES, PREVIOUS, Checkpoint
 from helpers.config import preset
-from helpers.storage.sealed import FORMAT, SEAL, SEAL_BYTES, write_sealed
+from helpers.storage.sealed import FORMAT, SEAL, write_sealed
+from helpers.storage.whole import SEAL_BYTES
 from tests.faulty import faulty
 
 COMPANIONS = ["config.json", "run.json"]

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from helpers.config import DataConfig
-from helpers.faces import data, sources
+from helpers.faces import data, read_image, sources
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "faces"
 
@@ -230,14 +230,14 @@ def test_a_hubs_cell_is_read_from_its_own_bytes_only(tmp_path, cell):
 
 
 def test_every_kind_of_image_becomes_upright_rgb_on_white():
-    assert data.read_image(photo(mode="L")).mode == "RGB"
-    assert data.read_image(Image.new("RGBA", (64, 64), (9, 9, 9, 0))).getpixel((0, 0)) == (255,) * 3
+    assert read_image(photo(mode="L")).mode == "RGB"
+    assert read_image(Image.new("RGBA", (64, 64), (9, 9, 9, 0))).getpixel((0, 0)) == (255,) * 3
     deep = Image.fromarray(np.full((64, 64), 128 * 256, dtype=np.uint16))
-    assert data.read_image(deep).getpixel((0, 0)) == (128,) * 3
+    assert read_image(deep).getpixel((0, 0)) == (128,) * 3
     file, exif = BytesIO(), Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     Image.new("RGB", (64, 96)).save(file, "JPEG", exif=exif)
-    assert data.read_image(file.getvalue()).size == (96, 64)
+    assert read_image(file.getvalue()).size == (96, 64)
 
 
 def test_batch_follows_from_seed_and_step_and_epochs_meet_every_image_once(tmp_path):

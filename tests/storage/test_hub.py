@@ -306,7 +306,6 @@ def test_a_download_cut_in_mid_file_goes_on_where_it_was(ask, hub):
 @pytest.mark.parametrize(("name", "faults", "words"), [
     ("nobody/base", [], ["Repository not found", "check its name", "'demo' preset"]),
     ("gated/base", [], ["GatedRepoError", "accept its terms", "'demo' preset"]),
-    ("no/such/folder", [], ["Repo id must be", "check its name", "'demo' preset"]),
     ("deaf/base", DEAF, ["connect", "check the connection", "'demo' preset"]),
 ])
 def test_what_the_hub_does_not_give_is_an_error_with_advice(ask, hub, name, faults, words):
