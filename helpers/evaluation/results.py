@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from ..degradation import degrade
 from ..distances import Metrics
 from ..errors import refused
 from ..faces import Faces
-from ..machine import Bar
+from ..machine import Bar, versions
 from ..splats import GAUSSIANS, STEPS, fitted_pairs
 from ..storage import write_whole
 
@@ -180,7 +178,7 @@ def write_metrics(path: Path, *, config: Config, sets: Mapping[str, Result],
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     content = {
         "config": dataclasses.asdict(config), "seed": config.run.seed, "base": config.model.base,
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "versions": versions(*PACKAGES),
         "device": device_name, "sets": {name: result.summary() for name, result in sets.items()},
     }
     write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

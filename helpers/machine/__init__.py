@@ -4,7 +4,7 @@ The only room that knows Colab and Kaggle.
 """
 
 from .drive import mount_drive
-from .packages import prepare_packages
+from .packages import prepare_packages, versions
 from .progress import Bar
 from .runtime import Runtime, choose_preset, detect, report, workspace
 from .stop import Stopped, StopRequests

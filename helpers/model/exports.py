@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 
 from ..config import TINY_BASE, Config, ModelConfig
 from ..errors import refused
+from ..machine import versions
 from ..storage import ABSURD, damage_named, digest, fetch, write_whole
 from .enhancer import SplatEnhancer
 
@@ -170,9 +169,8 @@ def _describe(config: Config, step: int, metrics: Mapping[str, Any] | None) -> d
         model["base"] = str(Path(model["base"]).resolve())  # loads from any working directory
     training = {"size_px": config.data.size_px, "steps": step, "degrade": asdict(config.degrade),
                 "source": source if source in ("avatars", "celeba-hq") else "a folder of images"}
-    versions = {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
     return {"format": FORMAT, "file": WEIGHTS, "model": model, "training": training,
-            "metrics": metrics, "licence": _licence(config), "versions": versions}
+            "metrics": metrics, "licence": _licence(config), "versions": versions(*PACKAGES)}
 
 
 def _licence(config: Config) -> list[str]:

@@ -147,24 +147,6 @@ def test_bad_input_leaves_nothing_behind(tmp_path, monkeypatch, options, error, 
     assert not visible(tmp_path)
 
 
-def test_stream_goes_on_after_connection_errors_and_gives_up_after_five(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources.time, "sleep", lambda _: None)
-    class Flaky:
-        left = 2
-        def __iter__(self):
-            for n, row in enumerate(stream()):
-                if n == 3 and self.left:
-                    self.left -= 1
-                    raise ConnectionError("reset")
-                yield row
-    flaky = Flaky()
-    steady, resumed = prepare(tmp_path / "a"), prepare(tmp_path / "b", rows=flaky)
-    assert flaky.left == 0 and resumed.train["key"][:] == steady.train["key"][:]
-    flaky.left = 5
-    with pytest.raises(RuntimeError, match=r"reset.*'demo' preset"):
-        prepare(tmp_path / "c", rows=flaky)
-
-
 def bomb():
     """A PNG of a few bytes that says it has 60,000 x 60,000 pixels."""
     header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
