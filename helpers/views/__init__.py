@@ -2,7 +2,6 @@
 
 from .display import (
     LiveTraining,
-    color_regions,
     compare,
     degradation_grid,
     effect_grid,
@@ -13,4 +12,5 @@ from .display import (
     side_by_side,
     training_curve,
 )
+from .pictures import color_regions
 from .sliders import DegradationSliders

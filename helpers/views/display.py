@@ -25,7 +25,6 @@ from ..machine import Bar
 from ..model import SplatEnhancer
 from ..storage import write_whole
 from ..training import Record
-from .pictures import color_regions as color_regions
 from .pictures import common_length, divided, mask_overlay, region_overlay, tint, to_bytes, to_tag
 
 _NO_SLOT = SimpleNamespace(update=lambda _: None)  # where there is no notebook
