@@ -210,7 +210,8 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.preset not in list(PRESETS):  # a list also takes what cannot be hashed
-            raise refused("preset", f"one of {sorted(PRESETS)}", self.preset, "pick one of them")
+            raise refused("preset", f"one of {sorted(PRESETS)} or 'auto'", self.preset,
+                          "pick one of them")
 
     def with_(self, changes: Mapping[str, Any]) -> Config:
         """Return a copy with some fields changed, named `section.field`.
@@ -316,8 +317,6 @@ def preset(name: str) -> Config:
     Raises:
         ValueError: an unknown name.
     """
-    if name not in list(PRESETS):
-        raise refused("preset", f"one of {sorted(PRESETS)} or 'auto'", name, "pick one of them")
     return Config(preset=name).with_(PRESETS[name])
 
 

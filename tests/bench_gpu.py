@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from helpers.errors import refused
-from helpers.storage.files import write_whole
+from helpers.storage.whole import write_whole
 from tests import gpu_rows
 from tests.gpu_reference import check_reference, reference_rows
 from tests.gpu_setup import GIB, Bench, Figures, Setup, limit_memory, release, short

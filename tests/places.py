@@ -25,7 +25,7 @@ import nbformat
 from packaging.requirements import Requirement
 
 from helpers.__main__ import NOTEBOOK, ROOT
-from helpers.storage.files import write_whole
+from helpers.storage.whole import write_whole
 
 STAND_IN = ROOT / "tests" / "colab"
 BESIDES = ("numpy", "pillow", "torchao")  # what the named packages bring, or must do without

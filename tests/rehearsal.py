@@ -29,7 +29,7 @@ from helpers.distances.losses import EnhancerLoss
 from helpers.faces import data
 from helpers.model.enhancer import SplatEnhancer
 from helpers.plans import budget
-from helpers.storage.files import write_whole
+from helpers.storage.whole import write_whole
 from helpers.training.loop import train
 from helpers.training.trainer import Trainer
 

@@ -7,7 +7,3 @@ on.
 from .results import Result, evaluate, format_table, read_metrics, write_metrics
 from .sets import Batch, HeldOut, held_out_pairs, rendered_views, underfitted_pairs
 from .transfer import format_transfer, standard_variants, transfer
-
-__all__ = ["Batch", "HeldOut", "Result", "evaluate", "format_table", "format_transfer",
-           "held_out_pairs", "read_metrics", "rendered_views", "standard_variants", "transfer",
-           "underfitted_pairs", "write_metrics"]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from torch import Tensor
 from ..config import Config
 from ..distances import Metrics
 from ..errors import refused
+from ..machine import versions
 from ..storage import write_whole
 from .sets import Batch
 
@@ -153,7 +152,7 @@ def write_metrics(path: Path, *, config: Config, sets: Mapping[str, Result],
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
     content = {
         "config": dataclasses.asdict(config), "seed": config.run.seed, "base": config.model.base,
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "versions": versions(*PACKAGES),
         "device": device_name, "sets": {name: result.summary() for name, result in sets.items()},
     }
     write_whole(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())

@@ -29,13 +29,10 @@ from .sources import (
     derive_number,
     draw_samples,
     left_out,
-    read_image,
     store_name,
     too_few,
 )
-from .store import GROUP, PartialStore, damaged, read_contents
-
-__all__ = ["Faces", "draw_batch", "from_pngs", "prepare", "read_image", "to_png", "to_tensor"]
+from .store import GROUP, PartialStore, as_prepared, read_contents
 
 Parser = Callable[[Tensor], Tensor]  # (B, 3, H, W) in [0, 1] -> regions (B, H, W) uint8
 
@@ -75,11 +72,9 @@ class Faces:
         """
         if split not in ("train", "test"):
             raise refused("split", "'train' or 'test'", split, "pick one of them")
-        try:
+        with as_prepared(self.store, f", {split} {list(indices)}", IMAGE_ERRORS):
             rows = getattr(self, split)[list(indices)]
             return from_pngs(rows["image"]), _pixels(rows["regions"])
-        except IMAGE_ERRORS as error:
-            raise damaged(self.store, f"{error} in {split} {list(indices)}") from error
 
 
 def prepare(config: DataConfig, folder: Path, *, device: torch.device | str = "cpu", seed: int = 0,

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 
-from ..errors import refused
-from ..storage import write_whole
+from ..storage import ABSURD, damage_named, digest, list_digests, refuse_changed, write_whole
 from .sources import Place, Row
 
 GROUP = 4  # faces that are parsed and kept together: an interruption costs fewer than these
@@ -97,8 +94,7 @@ class PartialStore:
             with _without_bars():  # there is one for the faces already
                 datasets.concatenate_datasets(groups).save_to_disk(faces)
             del groups  # Windows deletes no file that is mapped
-            digests = {path.name: _sha256(path, flush=True) for path in sorted(faces.iterdir())}
-            contents = {"skipped": self.place.skipped, "sha256": digests}
+            contents = {"skipped": self.place.skipped, "sha256": list_digests(faces)}
             write_whole(faces / CONTENTS, json.dumps(contents, indent=2).encode())
             faces.replace(self.store)
         self.discard()
@@ -109,7 +105,7 @@ class PartialStore:
 
     def _name(self, content: bytes) -> str:
         """The name of the next group, if this is its content."""
-        return f"{len(self.groups):06d}-{hashlib.sha256(content).hexdigest()[:16]}.arrow"
+        return f"{len(self.groups):06d}-{digest(content)[:16]}.arrow"
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -130,29 +126,17 @@ def read_contents(store: Path) -> dict[str, str]:
     Raises:
         ValueError: a file is missing or was changed; it says what to do.
     """
-    try:
+    with as_prepared(store):
         contents = json.loads((store / CONTENTS).read_bytes())
-        changed = [name for name, digest in contents["sha256"].items()
-                   if _sha256(store / name) != digest]
-        skipped = dict(contents["skipped"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(store, f"{type(error).__name__}: {error}") from error
-    if changed:
-        raise damaged(store, f"other bytes in {', '.join(changed)}")
-    return skipped
+        refuse_changed(store, contents["sha256"])
+        return dict(contents["skipped"])
 
 
-def damaged(store: Path, found: str) -> ValueError:
-    """The error of a store that is no longer what was written."""
-    return refused(f"what is kept in {store}", "what was prepared", found,
-                   "delete this folder and run again: it is prepared anew")
-
-
-def _sha256(path: Path, *, flush: bool = False) -> str:
-    with path.open("rb+" if flush else "rb") as file:
-        if flush:
-            os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def as_prepared(store: Path, where: str = "", kinds: tuple[type[Exception], ...] = (
+        OSError, *ABSURD)) -> AbstractContextManager[None]:
+    """Name what is raised within as damage to a store, and say what to do; see `damage_named`."""
+    return damage_named(f"what is kept in {store}{where}", "what was prepared",
+                        "delete this folder and run again: it is prepared anew", kinds)
 
 
 @contextmanager

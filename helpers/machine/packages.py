@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -73,6 +74,11 @@ def installed_version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def versions(*names: str) -> dict[str, str | None]:
+    """Of Python and of some packages, by name."""
+    return {"python": platform.python_version()} | {n: installed_version(n) for n in names}
 
 
 def _refuse_missing(version: Callable[[str], str | None]) -> None:

@@ -15,8 +15,3 @@ from .recipes import Recipe, draw_recipe
 from .reconstruct import reconstruct
 from .rendered import RenderedPairs, draw_view, render_pair
 from .underfit import fit_poorly
-
-__all__ = ["HEAD_SETS", "KINDS", "Fit", "FittedPairs", "OwnPairs", "PairSource", "Recipe",
-           "RenderedPairs", "Sources", "draw_each", "draw_kinds", "draw_pairs", "draw_recipe",
-           "draw_view", "fit_poorly", "load_fits", "prepare_fitted", "prepare_own", "prepare_pairs", "read_fits",
-           "reconstruct", "render_pair", "shares", "trained_on", "write_fits"]

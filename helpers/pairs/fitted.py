@@ -22,7 +22,7 @@ from ..faces import (
     IMAGE_ERRORS,
     Faces,
     PartialStore,
-    damaged,
+    as_prepared,
     derive_number,
     from_pngs,
     read_contents,
@@ -54,8 +54,9 @@ class FittedPairs:
         self.store, self.faces = store, faces
         self.rows = datasets.load_from_disk(str(store))
         keys = list(self.rows["key"])
-        if keys != list(faces.train["key"][:len(keys)]):
-            raise damaged(store, "fits of other faces")
+        with as_prepared(store):
+            if keys != list(faces.train["key"][:len(keys)]):
+                raise ValueError("fits of other faces")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -66,10 +67,8 @@ class FittedPairs:
         Raises:
             ValueError: a pair that is no longer what was written.
         """
-        try:
+        with as_prepared(self.store, f", {list(indices)}", IMAGE_ERRORS):
             degraded = from_pngs(self.rows[list(indices)]["degraded"])
-        except IMAGE_ERRORS as error:
-            raise damaged(self.store, f"{error} in {list(indices)}") from error
         return degraded, self.faces.load("train", indices)[0]
 
     def draw(self, seeds: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from ..errors import refused
 from ..faces import (
     IMAGE_ERRORS,
     PartialStore,
-    damaged,
+    as_prepared,
     derive_number,
     from_pngs,
     left_out,
@@ -82,11 +82,9 @@ class OwnPairs:
         Raises:
             ValueError: a pair that is no longer what was written.
         """
-        try:
+        with as_prepared(self.store, f", {list(indices)}", IMAGE_ERRORS):
             rows = self.rows[list(indices)]
             return from_pngs(rows["degraded"]), from_pngs(rows["clean"])
-        except IMAGE_ERRORS as error:
-            raise damaged(self.store, f"{error} in {list(indices)}") from error
 
     def draw(self, seeds: Tensor) -> tuple[Tensor, Tensor]:
         """See `PairSource.draw`; they are taken as they are, and none is mirrored."""

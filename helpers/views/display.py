@@ -18,14 +18,13 @@ from torch import Tensor
 
 from ..checkpoints import checkpoint
 from ..config import Config, DegradeConfig
-from ..degradation import AMOUNTS, STAGES, Preview, degrade, variation_mask
+from ..degradation import AMOUNTS, GROUPS, STAGES, Preview, degrade, variation_mask
 from ..evaluation import Batch, Result
 from ..faces import REGIONS
 from ..machine import Bar
 from ..model import SplatEnhancer
 from ..storage import write_whole
 from ..training import Record
-from .pictures import color_regions as color_regions
 from .pictures import (
     common_length,
     divided,
@@ -38,7 +37,6 @@ from .pictures import (
 )
 
 _NO_SLOT = SimpleNamespace(update=lambda _: None)  # where there is no notebook
-GROUPS = tuple(stage.name for stage in STAGES if len(stage.amounts) > 1)  # regions, splat
 
 
 def grid(columns: Mapping[str, Tensor], *, rows: Sequence[str] | None = None, side_in: float = 1.7,

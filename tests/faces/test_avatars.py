@@ -4,14 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.faces.avatars import (
-    Head,
-    _Dice,
-    _face,
-    look_at_head,
-    render_avatar,
-    studio_wall,
-)
+from helpers.faces.avatars import Head, _Dice, _face, look_at_head, render_avatar, studio_wall
 from helpers.faces.hair import Hairstyle, hair_cloud
 from helpers.faces.head import Cloud, angles, direction, ellipsoid_cloud, fibonacci, head_cloud
 

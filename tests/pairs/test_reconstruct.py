@@ -8,13 +8,7 @@ import torch
 from helpers.faces.avatars import Head, look_at_head, studio_wall
 from helpers.pairs.fits import HEAD_SETS
 from helpers.pairs.recipes import BACKDROPS, Recipe, draw_recipe
-from helpers.pairs.reconstruct import (
-    fitted_backdrop,
-    reconstruct,
-    render,
-    rotations,
-    start,
-)
+from helpers.pairs.reconstruct import fitted_backdrop, reconstruct, render, rotations, start
 
 RECIPES = [draw_recipe(identity) for own in HEAD_SETS.values() for identity in own]
 
