@@ -6,17 +6,20 @@ import pytest
 import torch
 
 from helpers.faces.avatars import Head
+from helpers.pairs import rendered
 from helpers.pairs.fits import Fit
 from helpers.pairs.reconstruct import fitted_backdrop, render
-from helpers.pairs.rendered import BEYOND_DEG, draw_view, render_pair, render_pairs
+from helpers.pairs.rendered import BEYOND_DEG, RenderedPairs, draw_view, render_pair
 
 SEEDS = range(60)
 
 
-@pytest.fixture(scope="module")
-def pairs(fit):
+@pytest.fixture
+def pairs(fit, monkeypatch):
+    """A source of two heads."""
     other = Fit(dataclasses.replace(fit.recipe, identity=6), fit.values)
-    return render_pairs([fit, other], 5, seed=3, progress=None)
+    monkeypatch.setattr(rendered, "load_fits", {"train": [fit, other]}.get)
+    return RenderedPairs(64)
 
 
 def test_the_same_fit_and_seed_give_the_same_bits_whatever_the_global_generator_does(fit):
@@ -72,23 +75,12 @@ def test_backdrops_differ_between_views_yet_often_are_those_of_the_fit(fit):
     assert not any(torch.equal(others[0], one) for one in others[1:])
 
 
-def test_a_set_holds_the_pairs_of_its_fits_and_seeds_in_turns(fit, pairs):
-    assert len(pairs) == 5 and pairs.origins[2].startswith("rendered 5 view 4: ")
-    assert pairs.origins[1].startswith("rendered 6 view 3: ")
-    assert all(text.endswith(("inside", "outside")) for text in pairs.origins)
-    degraded, clean, regions = pairs.load([2, 0])
-    assert degraded.shape == clean.shape == (2, 3, 64, 64) and regions.shape == (2, 64, 64)
-    for row, seed in enumerate((4, 3)):
-        for image, exact in zip((degraded[row], clean[row]), render_pair(fit, seed), strict=False):
-            torch.testing.assert_close(image, exact, rtol=0, atol=0.5 / 255 + 1e-6)
-
-
-def test_a_longer_set_begins_with_the_shorter_one(fit, pairs):
-    first = render_pairs([fit], 2, seed=3, progress=None)
-    assert torch.equal(first.degraded[1], pairs.degraded[2])
-
-
-@pytest.mark.parametrize(("fits", "count"), [(0, 4), (1, 0)])
-def test_an_empty_set_is_refused(fit, fits, count):
-    with pytest.raises(ValueError, match="rendered pairs: expected"):
-        render_pairs([fit] * fits, count, progress=None)
+def test_a_source_draws_each_pair_by_its_own_seed_from_all_heads(fit, pairs):
+    assert len(pairs) == 2 and pairs.kind == "rendered"
+    degraded, clean = pairs.draw(torch.tensor([4, 9]))
+    assert degraded.shape == clean.shape == (2, 3, 64, 64)
+    assert torch.equal(pairs.draw(torch.tensor([9]))[0][0], degraded[1])
+    of_heads = [render_pair(one, 4, size_px=64)[0] for one in pairs.fits]
+    assert any(torch.equal(degraded[0], one) for one in of_heads)
+    assert {n for seed in SEEDS for n in rendered.pick(torch.tensor([seed]), 2, "rendered")} \
+        == {0, 1}
