@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,34 +10,14 @@ from PIL import Image
 from helpers.config import PairsConfig
 from helpers.degradation import degrade, draw_amounts
 from helpers.faces import draw_batch, load_batches
-from helpers.pairs import (
-    KINDS,
-    RenderedSource,
-    draw_kinds,
-    draw_pairs,
-    fitted,
-    prepare_pairs,
-    shares,
-    trained_on,
-)
+from helpers.pairs import KINDS, draw_kinds, draw_pairs, fitted, prepare_pairs, shares, trained_on
 from helpers.training.loop import training_batch
 
 SEEDS = torch.tensor([draw * 7_919 + 1 for draw in range(4_000)])
 
 
-def render_pair(fit, seed, *, inside=None, size_px=None):
-    dice = torch.Generator().manual_seed(seed)
-    clean = fit.colour * torch.ones(3, size_px, size_px)
-    return clean * torch.rand(clean.shape, generator=dice), clean, torch.zeros(size_px, size_px)
-
-
 def noisy(image, seeds):
     return (image * 0.5).clamp(0, 1)
-
-
-@pytest.fixture
-def rendered():
-    return RenderedSource([SimpleNamespace(colour=c) for c in (0.2, 0.4, 0.8)], render_pair, 64)
 
 
 @pytest.fixture
@@ -55,9 +34,9 @@ def mixed(config, tmp_path):
 
 
 @pytest.fixture
-def sources(mixed, faces, tmp_path, rendered, monkeypatch):
+def sources(mixed, faces, tmp_path, monkeypatch):
     monkeypatch.setattr(fitted, "fit_poorly", noisy)
-    return prepare_pairs(mixed, faces, tmp_path / "data", rendered=rendered, progress=None)
+    return prepare_pairs(mixed, faces, tmp_path / "data", progress=None)
 
 
 def batches(config, sources, faces, numbers, workers=0):
@@ -111,9 +90,9 @@ def test_each_pair_comes_from_where_its_kind_says(mixed, sources, faces):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_resumed_run_takes_the_same_pairs(mixed, sources, faces, workers, tmp_path, rendered):
+def test_a_resumed_run_takes_the_same_pairs(mixed, sources, faces, workers, tmp_path):
     whole = batches(mixed, sources, faces, range(6))
-    again = prepare_pairs(mixed, faces, tmp_path / "data", rendered=rendered, progress=None)
+    again = prepare_pairs(mixed, faces, tmp_path / "data", progress=None)
     resumed = batches(mixed, again, faces, range(3, 6), workers)
     assert {kind for batch in whole[3:] for kind in batch[2]} == set(KINDS)
     for before, after in zip(whole[3:], resumed, strict=True):
@@ -129,7 +108,7 @@ def test_the_training_batch_has_them(mixed, sources, faces):
     assert keep.shape == (4,)
 
 
-def test_only_wanted_sources_are_made(config, mixed, faces, tmp_path, rendered):
+def test_only_wanted_sources_are_made(config, mixed, faces, tmp_path):
     assert prepare_pairs(config, faces, tmp_path / "data", progress=None) == {}
     assert not (tmp_path / "data").exists()
     measured = mixed.with_({"pairs.own_share": 0.0, "pairs.fitted": 0.0, "pairs.rendered": 0.0})
