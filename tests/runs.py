@@ -14,6 +14,7 @@ from helpers.training.loop import train
 
 # Damage that is drawn at random and takes no time
 QUICK = {f"degrade.{name}": 0.0 for name in AMOUNTS if name not in ("warp", "noise")} | {
+    "pairs.drawn": 1.0, "pairs.fitted": 0.0, "pairs.rendered": 0.0,
     "optim.batch": 1, "optim.steps": 6, "run.save_every_steps": 2}
 WALL_CLOCK = ("seconds", "images_per_s")  # of a record: the only part that may differ
 

@@ -69,7 +69,8 @@ def tiny_config(steps: int, save_every_steps: int) -> Config:
 
 def demo_config(steps: int) -> Config:
     """The demo as it is, on smaller and fewer images."""
-    return preset("demo").with_({"data.size_px": 64, "data.train_images": 16,
+    return preset("demo").with_({"pairs.drawn": 1.0, "pairs.fitted": 0.0, "pairs.rendered": 0.0,
+                                 "data.size_px": 64, "data.train_images": 16,
                                  "data.test_images": 2, "optim.steps": steps,
                                  "run.save_every_steps": 4})
 
