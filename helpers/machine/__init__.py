@@ -3,6 +3,7 @@
 The only room that knows Colab and Kaggle.
 """
 
+from . import packages  # noqa: F401  first: it names what the others would miss
 from .drive import mount_drive
 from .packages import prepare_packages
 from .progress import Bar

@@ -1,6 +1,6 @@
 """The trained enhancer outside the notebook: two small files, without the frozen base.
 
-    from helpers.export import load
+    from helpers.model import load
     model = load("results/demo/enhancer")  # a folder, or a name on the hub
     restored = model.enhance(images)       # (B, 3, H, W) in [0, 1]
 """

@@ -14,8 +14,8 @@ from threading import Event, Thread
 import pytest
 
 from helpers.__main__ import ROOT
-from helpers.faces import store
 from helpers.storage import kept as keep
+from helpers.storage.locks import alone
 from tests.faulty import faulty
 
 CONTENT = {"faces.arrow": bytes(range(256)) * 20, "prepared.json": b"{}"}
@@ -109,13 +109,13 @@ import sys
 from pathlib import Path
 from threading import Event
 from helpers.storage import kept as keep
-from helpers.faces import store
+from helpers.storage.locks import alone
 from tests.faulty import faulty
 made, drive = map(Path, sys.argv[2:])
 with faulty(drive, hang=Event(), after_calls=1):
     if sys.argv[1] == "keep":
         keep.keep(made, drive)
-    with store.alone(made):
+    with alone(made):
         keep.take_back(made, drive)
 """
 
@@ -131,7 +131,7 @@ def test_what_a_kill_left_is_deleted_but_nothing_of_a_process_that_lives(
     def go_on():
         if what == "keep":
             return keep.keep(made, drive)
-        with store.alone(made):
+        with alone(made):
             return keep.take_back(made, drive)
     (made.parent / f".{made.name}2.copy-others").mkdir(parents=True)
     process = subprocess.Popen([sys.executable, "-c", HANGING, what, made, drive], cwd=ROOT)
