@@ -1,10 +1,15 @@
-"""A tiny base, tiny faces and a tiny run that the tests share."""
+"""A tiny base, tiny faces and a tiny run that the tests share; in which order files are run."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one core each, for what a test starts, too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 from helpers import config as settings
@@ -12,7 +17,22 @@ from helpers.distances.losses import EnhancerLoss
 from helpers.faces import data
 from helpers.model.enhancer import SplatEnhancer
 
-GOLDEN = Path(__file__).parent / "fixtures" / "golden" / "base"
+HERE = Path(__file__).parent
+GOLDEN = HERE / "fixtures" / "golden" / "base"
+LONGEST_FIRST = ("training/test_survival.py", "storage/test_hub.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take minutes, so that no core waits for another at the end."""
+    begin = {HERE / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: begin.get(item.path, len(begin)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how to run a part, above pytest's own last line."""
+    rooms = sorted(folder.parent.name for folder in HERE.glob("*/__init__.py"))
+    terminalreporter.write_line(f"\nOne room's tests: make test ROOM={rooms[0]} (or "
+                                f"{', '.join(rooms[1:])})")
 
 
 @pytest.fixture
