@@ -29,6 +29,7 @@ from helpers.storage.files import write_whole
 
 STAND_IN = ROOT / "tests" / "colab"
 BESIDES = ("numpy", "pillow", "torchao")  # what the named packages bring, or must do without
+SMALL = {"data.size_px": 64, "data.train_images": 4, "data.test_images": 2, "optim.steps": 3}
 SAID = {  # by each of two runs
     "colab": (("colab: 2 packages mended", "Installed lpips", "Removed torchao"), ("finished",)),
     "kaggle": (("kaggle: 2 packages mended", "Persistence"), ("finished",)),
@@ -80,9 +81,10 @@ def run_notebook(folder: Path, variables: dict[str, str], out: str) -> tuple[flo
 
 
 def printed(notebook: Path) -> str:
-    """All that the cells of an executed notebook printed."""
+    """All that the cells of an executed notebook printed and showed."""
     cells = nbformat.read(notebook, as_version=4).cells
-    return "\n".join(o.get("text", "") for cell in cells for o in cell.get("outputs", []))
+    return "\n".join(o.get("text", "") or str(o.get("data", {}))
+                     for cell in cells for o in cell.get("outputs", []))
 
 
 def versions() -> dict[str, str]:

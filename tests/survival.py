@@ -35,8 +35,7 @@ from helpers.faces import data
 from helpers.model.enhancer import SplatEnhancer
 from helpers.training.loop import train
 
-from .conftest import GOLDEN
-from .runs import QUICK, states_differ
+from .runs import PROMPT, TINY, states_differ
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "results" / "survival" / "loss.png"
@@ -57,15 +56,6 @@ class Kill:
     reached: int
     kept: int
     in_save: bool
-
-
-def tiny_config(steps: int, save_every_steps: int) -> Config:
-    """A run of steps that take a tenth of a second each."""
-    return preset("demo").with_(QUICK | {
-        "data.size_px": 64, "data.train_images": 6, "data.test_images": 2,
-        "model.base": str(GOLDEN), "loss.lpips": 0.0, "loss.gram": 0.0,
-        "optim.steps": steps, "optim.learning_rate": 1e-3, "run.name": "survivor",
-        "run.save_every_steps": save_every_steps})
 
 
 def demo_config(steps: int) -> Config:
@@ -203,7 +193,8 @@ def survive(folder: Path, kills: int, *, seed: int = 0) -> dict[str, Any]:
         each finished run, and seconds.
     """
     started, dice = time.perf_counter(), random.Random(seed)
-    trainings = Trainings(tiny_config(20, EVERY), folder, torch.zeros(1, 77, 32))
+    config = preset("demo").with_(TINY | {"optim.steps": 20, "run.save_every_steps": EVERY})
+    trainings = Trainings(config, folder, PROMPT)
     trainings.run(folder / "whole")
     fallen, disk_losses, differing = [], [], []
     while len(fallen) < kills:

@@ -11,11 +11,11 @@ import torch
 from helpers.errors import refused
 from helpers.model.enhancer import SplatEnhancer
 from tests import bench, bench_gpu
-from tests.conftest import GOLDEN
 from tests.gpu_reference import SAME_WORK, check_reference, load_reference
 from tests.gpu_rows import largest_batch, training_step
 from tests.gpu_setup import Bench, Setup, differences
 from tests.rehearsal import random_networks
+from tests.runs import GOLDEN
 
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
         "num_attention_heads": 2, "vocab_size": 49408, "max_position_embeddings": 77}

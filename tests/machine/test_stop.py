@@ -12,13 +12,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from helpers.checkpoints import checkpoint as checkpoints
 from helpers.machine.stop import Stopped, StopRequests
 from helpers.training.loop import train
-from tests.runs import QUICK, run, states_differ
-
-
-@pytest.fixture
-def config(config):
-    """Six quick steps of one image."""
-    return config.with_(QUICK)
+from tests.runs import run, states_differ
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -16,18 +16,8 @@ from helpers.training.autosave import SKIPS_IN_A_ROW, has_collapsed, is_best
 from helpers.training.loop import train
 from helpers.training.trainer import Trainer
 from tests.faulty import faulty
-from tests.runs import QUICK, run, states_differ
+from tests.runs import run, saved_step, states_differ
 from tests.training.test_loop import broken_at
-
-
-@pytest.fixture
-def config(config):
-    """Six quick steps of one image."""
-    return config.with_(QUICK)
-
-
-def saved_step(*folders):
-    return checkpoints.newest(folders)[0].step
 
 
 def test_a_run_is_saved_by_step_and_at_its_end(config, build, faces, tmp_path):

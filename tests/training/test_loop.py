@@ -18,13 +18,7 @@ from helpers.evaluation import results as evaluate
 from helpers.faces.data import draw_batch, load_batches, prepare
 from helpers.training.loop import learning_rate_at, train, training_batch
 from helpers.training.trainer import Trainer
-from tests.runs import QUICK, run, states_differ
-
-
-@pytest.fixture
-def config(config):
-    """Six quick steps of one image."""
-    return config.with_(QUICK)
+from tests.runs import run, states_differ
 
 
 def batch_at(config, faces, step):
