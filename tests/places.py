@@ -37,11 +37,7 @@ SAID = {  # by each of two runs
 
 
 def copy_project(folder: Path, changes: dict[str, Any] | None = None) -> None:
-    """Copy notebook and helpers to a folder, which is /content and /kaggle/working to them.
-
-    Args:
-        changes: settings for the notebook's form, by `section.field`.
-    """
+    """Copy notebook, with changed settings, and helpers to what they take for the place's own."""
     shutil.copytree(ROOT / "helpers", folder / "helpers",
                     ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / NOTEBOOK, folder)
@@ -96,10 +92,7 @@ def versions() -> dict[str, str]:
 
 
 def visit(place: str, folder: Path) -> dict[str, Any]:
-    """Run the demo twice as if in a place, and check what each of the two must have said.
-
-    Returns:
-        What was run: versions before and after, seconds, and the gain on held-out faces.
+    """Run the demo twice as if in a place: versions, seconds, and the gain on held-out faces.
 
     Raises:
         RuntimeError: a run did not say what it must.

@@ -61,12 +61,6 @@ def test_without_drive_the_session_goes_on_and_is_told_what_that_means(
         assert "run this cell again" in told
 
 
-def test_mounting_again_finds_the_same_drive(google, tmp_path, capsys):
-    (mount(tmp_path) / "kept").touch()
-    assert (mount(tmp_path) / "kept").exists()
-    assert "already mounted" in capsys.readouterr().out
-
-
 def test_files_in_the_place_of_drive_are_named_and_left_alone(google, tmp_path, capsys):
     """A local folder that looks like Drive: saving there would look safe, and be lost."""
     mine = tmp_path / "content" / "drive" / "MyDrive" / "splat_enhancer" / "mine.txt"
@@ -85,9 +79,10 @@ def test_drive_outside_the_main_thread_is_no_drive(google, tmp_path, capsys):
     assert found == [None] and "main thread" in capsys.readouterr().out
 
 
-def test_drive_that_died_is_mounted_anew_with_what_it_held(google, tmp_path):
+def test_mounting_again_finds_the_same_drive_also_where_it_died(google, tmp_path, capsys):
     kept = mount(tmp_path) / "kept"
     kept.touch()
+    assert mount(tmp_path) == kept.parent and "already mounted" in capsys.readouterr().out
     google.colab.drive._die(tmp_path / "content" / "drive")
     with pytest.raises(OSError):
         kept.stat()
