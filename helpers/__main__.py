@@ -3,17 +3,20 @@
     python -m helpers notebook --preset demo     # execute the notebook, keep the executed copy
     python -m helpers metrics results/demo       # print the figures of a run
     python -m helpers tidy saved.ipynb           # make what Colab saved open on GitHub
+    python -m helpers transfer                   # trained on each kind of pair × tested on each
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import time
 from pathlib import Path
 
 from .config import PRESETS
+from .config import preset as settings
 from .errors import refused
 from .storage import write_whole
 
@@ -83,6 +86,34 @@ def tidy_notebook(path: Path) -> None:
     write_whole(path, (nbformat.writes(notebook) + "\n").encode())
 
 
+def compare_pairs(preset: str, folder: Path, base: Path | None = None) -> None:
+    """Make the transfer table of a preset, its picture and its page; goes on where it stopped.
+
+    Args:
+        preset: whose run all variants change.
+        folder: gets `README.md`, `table.json` and `transfer.png`; what was trained lies in
+            `runs/transfer/` of this repository.
+        base: a base in diffusers layout, for a variant on it.
+    """
+    from .evaluation import format_transfer, standard_variants, transfer
+    from .faces import prepare
+    from .machine import detect
+    from .views import save_figure, transfer_chart
+
+    machine, config = detect(), settings(preset).with_({"data.rendered_views": 3})
+    data = ROOT / "data"
+    faces = prepare(config.data, data, device=machine.device, seed=config.run.seed)
+    variants = standard_variants(config) | (
+        {"all, another base": {"model.base": str(base)}} if base else {})
+    table = transfer(config, faces, ROOT / "runs" / "transfer", variants=variants, data=data,
+                     device=machine.device, dtype=machine.dtype)
+    text = format_transfer(table)
+    print(text)
+    save_figure(transfer_chart(table), folder / "transfer.png")
+    write_whole(folder / "table.json", (json.dumps(table, indent=1) + "\n").encode())
+    write_whole(folder / "table.md", (text + "\n").encode())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and run one command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m helpers", description=__doc__,
@@ -93,6 +124,10 @@ def main(arguments: list[str] | None = None) -> int:
     notebook.add_argument("--out", type=Path, help="folder of the executed copy")
     metrics = commands.add_parser("metrics", help="print the figures of a run")
     metrics.add_argument("folder", type=Path)
+    compared = commands.add_parser("transfer", help="train on each kind of pair, test on each")
+    compared.add_argument("--preset", choices=sorted(PRESETS), default="demo")
+    compared.add_argument("--out", type=Path, default=ROOT / "results" / "transfer")
+    compared.add_argument("--base", type=Path, help="one more variant: on the base in this folder")
     tidy = commands.add_parser("tidy", help="make a notebook that Colab saved open on GitHub")
     tidy.add_argument("saved", type=Path)
     options = parser.parse_args(arguments)
@@ -101,7 +136,10 @@ def main(arguments: list[str] | None = None) -> int:
                          options.out or ROOT / "results" / options.preset)
         return 0
     try:
-        tidy_notebook(options.saved) if options.command == "tidy" else _print(options.folder)
+        if options.command == "transfer":
+            compare_pairs(options.preset, options.out, options.base)
+        else:
+            tidy_notebook(options.saved) if options.command == "tidy" else _print(options.folder)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     return 0

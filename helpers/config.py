@@ -28,11 +28,12 @@ class DataConfig:
     train_images: int = 128  # how many it learns from
     test_images: int = 24  # held out: never trained on, whatever train_images is
     fitted_images: int = 8  # of these, also measured as underfitted Gaussians; at most test_images
+    rendered_views: int = 1  # of each test head that are measured, inside the arc and outside each
 
     def __post_init__(self) -> None:
         _text(self, "source")
         _numbers(self, size_px=(64, 2048), train_images=(1, 30_000), test_images=(1, 2_000),
-                 fitted_images=(1, 2_000))
+                 fitted_images=(1, 2_000), rendered_views=(1, 100))
         if self.size_px % 64:
             raise refused("data.size_px", "a multiple of 64", self.size_px, "use 128, 256 or 512")
 
@@ -84,6 +85,27 @@ class DegradeConfig:
 
 
 @dataclass(frozen=True)
+class PairsConfig:
+    """Which kinds of pairs it learns from; the shares are relative to their sum."""
+
+    drawn: float = 0.4  # damage drawn on a face, by the amounts of `degrade`
+    fitted: float = 0.2  # a face described by Gaussians, stopped early and disturbed
+    rendered: float = 0.4  # a 3D fit of a procedural head, seen from a new view
+    own_share: float = 0.0  # renders and photographs of one's own
+    own: str = ""  # their folder, with renders/ and photos/ of equal names; empty: none
+    own_held_out: float = 0.125  # share of one's own photographs that is only measured
+    fitted_faces: int = 64  # training faces that are fitted too; at most data.train_images
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.own, str):
+            raise _refused_field(self, "own", "the path of a folder, or an empty text")
+        _numbers(self, drawn=(0.0, 1.0), fitted=(0.0, 1.0), rendered=(0.0, 1.0),
+                 own_share=(0.0, 1.0), own_held_out=(0.0, 1.0), fitted_faces=(1, 30_000))
+        if self.drawn + self.fitted + self.rendered + self.own_share == 0:
+            raise refused("pairs", "at least one share above 0", "all 0", "raise pairs.drawn")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The base network and what is trained on top of it."""
 
@@ -93,6 +115,7 @@ class ModelConfig:
     vae_rank: int = 4  # LoRA rank of the decoder (the encoder is frozen)
     skip_init: float = 1e-5  # the skip convolutions start as almost nothing
     skip_dropout: float = 0.3  # share of training samples that see no skips
+    mask: bool = False  # a repair mask decides per pixel; off, pix2pix-turbo is reproduced
     prompt: str = "a sharp, detailed photograph of a person's face"  # one for all images
 
     def __post_init__(self) -> None:
@@ -100,6 +123,7 @@ class ModelConfig:
         _text(self, "prompt")
         _numbers(self, timestep=(0, 999), unet_rank=(1, 256), vae_rank=(1, 256),
                  skip_init=(0.0, 1.0), skip_dropout=(0.0, 1.0))
+        _flag(self, "mask")
 
 
 @dataclass(frozen=True)
@@ -110,16 +134,19 @@ class LossConfig:
     lpips: float = 0.5  # VGG16 features
     gram: float = 0.01  # texture statistics on the same VGG16 features
     clip: float = 0.5  # 1 - cosine similarity of CLIP image embeddings
+    decoded: float = 1.0  # L1 of the decoder's own picture: it learns where the mask is closed, too
+    mask: float = 0.1  # cross-entropy of the repair mask and the blend that comes closest
     vgg_view_px: int = 0  # VGG16 sees a random square of this side (at least 16); 0: all
-    pretrained: bool = True  # False: VGG16 with seeded random weights (offline), named as such
+    vgg: str = "lpips"  # whose VGG16: "lpips", a download; "stlpips", from a package; "random"
 
     def __post_init__(self) -> None:
         _numbers(self, l1=(0.0, 1_000.0), lpips=(0.0, 1_000.0), gram=(0.0, 1_000.0),
-                 clip=(0.0, 1_000.0), vgg_view_px=(0, 2048))
+                 clip=(0.0, 1_000.0), decoded=(0.0, 1_000.0), mask=(0.0, 1_000.0),
+                 vgg_view_px=(0, 2048))
         if 0 < self.vgg_view_px < 16:
             raise refused("loss.vgg_view_px", "0, or 16 and more", self.vgg_view_px, "use 64")
-        if not isinstance(self.pretrained, bool):
-            raise refused("loss.pretrained", "True or False", self.pretrained, "pass a bool")
+        if self.vgg not in ("lpips", "stlpips", "random"):
+            raise _refused_field(self, "vgg", "'lpips', 'stlpips' or 'random'")
         if self.l1 + self.lpips + self.gram + self.clip == 0:
             raise refused("loss", "at least one weight above 0", "all 0", "raise l1")
 
@@ -175,6 +202,7 @@ class Config:
     preset: str = "demo"
     data: DataConfig = field(default_factory=DataConfig)
     degrade: DegradeConfig = field(default_factory=DegradeConfig)
+    pairs: PairsConfig = field(default_factory=PairsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -182,7 +210,8 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.preset not in list(PRESETS):  # a list also takes what cannot be hashed
-            raise refused("preset", f"one of {sorted(PRESETS)}", self.preset, "pick one of them")
+            raise refused("preset", f"one of {sorted(PRESETS)} or 'auto'", self.preset,
+                          "pick one of them")
 
     def with_(self, changes: Mapping[str, Any]) -> Config:
         """Return a copy with some fields changed, named `section.field`.
@@ -215,6 +244,8 @@ class Config:
     def from_json(cls, text: str) -> Config:
         """Read what `to_json` wrote, perhaps by an older version: what it lacks is the preset's.
 
+        What was not there yet (mask, other pairs than drawn ones) stays away.
+
         Raises:
             ValueError: not such a text, a field that is not known, or a value that is refused.
         """
@@ -222,6 +253,7 @@ class Config:
             loaded = json.loads(text)
             flat = {f"{s}.{k}": v for s, d in loaded.items() if s != "preset" for k, v in d.items()}
             config = preset(loaded["preset"])
+            flat = _BEFORE | _renamed(flat)
         except (AttributeError, KeyError, json.JSONDecodeError) as error:
             raise refused("config", "JSON written by Config.to_json", text[:60],
                           "save the config again") from error
@@ -234,9 +266,15 @@ class Config:
 
 _SECTIONS = {f.name: f for f in dataclasses.fields(Config) if f.name != "preset"}
 
+# What runs did before these fields were there, whatever their preset does now
+_BEFORE = {"model.mask": False, "loss.decoded": 0.0, "loss.mask": 0.0, "pairs.drawn": 1.0,
+           "pairs.fitted": 0.0, "pairs.rendered": 0.0}
+
 _SD_TURBO_RUN: dict[str, Any] = {
     "data.source": "celeba-hq", "data.size_px": 512, "data.test_images": 50,
-    "model.base": SD_TURBO,
+    "model.base": SD_TURBO, "model.mask": True,
+    # Rendered pairs are of procedural heads, 128 pixels wide: here there are photographs
+    "pairs.drawn": 0.5, "pairs.fitted": 0.5, "pairs.rendered": 0.0,
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
@@ -250,20 +288,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         "degrade.brightness": 0.1, "degrade.color_jitter": 0.1, "degrade.blur": 1.0,
         "degrade.downscale": 1.0, "degrade.blocks": 1.0, "degrade.ghosting": 0.8,
         "degrade.noise": 0.9,
+        "model.mask": True,
         "model.timestep": 50,  # see README, "Design decisions"
         "model.skip_dropout": 0.1,  # of so few steps, most must train the skips
         "loss.clip": 0.0,  # CLIP's weights live on the hub, and the demo is offline
-        "loss.pretrained": False,
+        "loss.vgg": "stlpips",
         "loss.vgg_view_px": 64,  # on two CPU cores the whole image would take half of each step
         "optim.steps": 300, "optim.learning_rate": 8e-4, "optim.warmup_steps": 10,
         "run.preview_every_steps": 40,
     },
     "t4": _SD_TURBO_RUN | {
-        "run.name": "t4", "data.train_images": 300,
+        "run.name": "t4", "data.train_images": 300, "pairs.fitted_faces": 300,
         "optim.steps": 1_000, "run.save_every_steps": 100, "run.preview_every_steps": 100,
     },
     "full": _SD_TURBO_RUN | {
-        "run.name": "full", "data.train_images": 450,
+        "run.name": "full", "data.train_images": 450, "pairs.fitted_faces": 350,
         "optim.steps": 5_000, "run.save_every_steps": 250, "run.preview_every_steps": 250,
     },
 }
@@ -278,9 +317,13 @@ def preset(name: str) -> Config:
     Raises:
         ValueError: an unknown name.
     """
-    if name not in list(PRESETS):
-        raise refused("preset", f"one of {sorted(PRESETS)} or 'auto'", name, "pick one of them")
     return Config(preset=name).with_(PRESETS[name])
+
+
+def _renamed(flat: dict[str, Any]) -> dict[str, Any]:
+    """Fields of older versions by today's names."""
+    pretrained = flat.pop("loss.pretrained", None)
+    return flat if pretrained is None else flat | {"loss.vgg": "lpips" if pretrained else "random"}
 
 
 def _numbers(config: object, **limits: tuple[float, float]) -> None:
@@ -297,6 +340,11 @@ def _text(config: object, name: str) -> None:
     value = getattr(config, name)
     if not isinstance(value, str) or not value.strip():
         raise _refused_field(config, name, "a non-empty text")
+
+
+def _flag(config: object, name: str) -> None:
+    if not isinstance(getattr(config, name), bool):
+        raise _refused_field(config, name, "True or False")
 
 
 def _refused_field(config: object, name: str, expected: str) -> ValueError:

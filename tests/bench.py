@@ -38,7 +38,7 @@ from helpers.faces.avatars import render_avatar
 from helpers.model.enhancer import SplatEnhancer
 from helpers.plans import budget
 from helpers.splats.gaussians import LIMIT
-from helpers.storage.files import write_whole
+from helpers.storage.whole import write_whole
 from helpers.training.autosave import Autosave
 from helpers.training.loop import resume
 from helpers.training.trainer import Trainer

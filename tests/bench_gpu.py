@@ -24,7 +24,7 @@ import torch
 
 from helpers.__main__ import ROOT
 from helpers.errors import refused
-from helpers.storage.files import write_whole
+from helpers.storage.whole import write_whole
 from tests import gpu_rows
 from tests.gpu_reference import Row, check_reference, reference_rows
 from tests.gpu_setup import GIB, Bench, Figures, Setup, limit_memory, release, short

@@ -19,11 +19,11 @@ from helpers.__main__ import ROOT
 from helpers.degradation.pipeline import AMOUNTS, DegradeConfig, degrade
 from helpers.degradation.presets import DAMAGE, IMITATES, damage
 from helpers.degradation.resplat import DEFECTS
-from helpers.faces.avatars import render_avatar
-from helpers.faces.regions import BACKGROUND, REGIONS
-from helpers.splats.rasteriser import project, rasterise
+from helpers.faces.avatars import Head, render_avatar
+from helpers.faces.regions import REGIONS
+from helpers.pairs.reconstruct import Values, reconstruct
 from helpers.views.display import grid, save_figure
-from tests.fit_head import SIZE_PX, Head, fit, look_from, render
+from tests.fit_head import SIZE_PX, both, look_from, recipe
 
 FOLDER = ROOT / "results" / "degradation"
 NONE = DegradeConfig(**dict.fromkeys(AMOUNTS, 0.0), variation=0.0)
@@ -44,19 +44,6 @@ CUTS = {
 }
 
 
-def true_regions(head: Head, yaw: float) -> Tensor:
-    """The region map (1, H, W) uint8 of a head's true view."""
-    cloud, camera = head.cloud, look_from(yaw, 2.0)
-    facing = ((cloud.means - camera.position) * cloud.normals).sum(-1) < 0.05
-    kinds = F.one_hot(cloud.labels[facing].long(), len(REGIONS)).float()
-    covariances = cloud.axes[facing] @ cloud.axes[facing].mT
-    splats = project(cloud.means[facing], covariances, kinds,
-                     torch.full((len(kinds),), 0.95), camera)
-    drawn, alpha = rasterise(splats, SIZE_PX, SIZE_PX)
-    drawn[BACKGROUND] += 1 - alpha
-    return drawn.argmax(0)[None].to(torch.uint8)
-
-
 def cut_out(picture: Tensor, left: float, top: float, side: float) -> Tensor:
     """A square of a view (3, H, W), enlarged to 256 px, (256, 256, 3)."""
     x, y, n = (round(share * SIZE_PX) for share in (left, top, side))
@@ -64,17 +51,16 @@ def cut_out(picture: Tensor, left: float, top: float, side: float) -> Tensor:
     return F.interpolate(piece, (256, 256), mode="bicubic").clamp(0, 1)[0].permute(1, 2, 0)
 
 
-def draw(heads: dict[int, Head], fits: dict[int, dict[str, Tensor]]) -> Figure:
+def draw(heads: dict[int, Head], fits: dict[int, Values]) -> Figure:
     """Truth, effect alone and real fit for each effect, three effects a row."""
     rows = -(-len(CUTS) // 3)
     figure = Figure(figsize=(13.5, 1.62 * rows), layout="constrained")
     blocks = figure.subfigures(rows, 3, wspace=0.02).ravel()
     for block, (name, (person, yaw, seed, *cut)) in zip(blocks, CUTS.items(), strict=False):
-        truth = heads[person].render(look_from(yaw, 2.0)).clamp(0, 1)
+        truth, real = both(heads[person], fits[person], (yaw, 2.0))
         settings = dataclasses.replace(NONE, **{name: 1.0})
-        regions = true_regions(heads[person], yaw)
-        alone = degrade(truth[None], regions, settings, torch.tensor([seed]))[0]
-        real = render(fits[person], look_from(yaw, 2.0)).clamp(0, 1)
+        regions = heads[person].render(look_from(yaw, 2.0), truth)[1]
+        alone = degrade(truth[None], regions[None], settings, torch.tensor([seed]))[0]
         titles = ("truth", name.replace("_", " "), "real fit")
         for axis, title, picture in zip(block.subplots(1, 3), titles, (truth, alone, real),
                                         strict=True):
@@ -116,8 +102,8 @@ def page() -> str:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     save_figure(presets(), FOLDER / "presets.jpg", dpi=100)
-    heads = {seed: Head(seed) for seed in sorted({cut[0] for cut in CUTS.values()})}
-    fits = {seed: fit(head) for seed, head in heads.items()}
+    heads = {seed: Head.of(seed, SIZE_PX) for seed in sorted({cut[0] for cut in CUTS.values()})}
+    fits = {seed: reconstruct(recipe(seed)) for seed in heads}
     save_figure(draw(heads, fits), FOLDER / "effects.jpg", dpi=100)
     (FOLDER / "README.md").write_text(page(), encoding="utf-8")
     print(f"{FOLDER / 'README.md'} is written")

@@ -52,7 +52,7 @@ class Setup:
     def config(self) -> Config:
         """The `t4` preset on these shapes."""
         return preset("t4").with_({"model.base": self.base, "data.size_px": self.size_px,
-                                   "loss.pretrained": False})
+                                   "loss.vgg": "stlpips"})
 
 
 class Bench:

@@ -31,7 +31,7 @@ SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
 def repositories() -> dict[str, Repository]:
     """All of them, as the hub's paths name them."""
     return {f"models/{SD_TURBO}": sd_turbo(), f"datasets/{CELEBA_HQ}": celeba_hq(),
-            f"models/{FACE_PARSER}": face_parser(CELEBA_MASK_LABELS), f"models/{CLIP_NAME}": clip()}
+            f"models/{FACE_PARSER}": face_parser(), f"models/{CLIP_NAME}": clip()}
 
 
 def sd_turbo() -> Repository:
@@ -54,23 +54,17 @@ def celeba_hq() -> Repository:
     return Repository(files | {"README.md": b"---\nlicense: other\n---\n# CelebA-HQ\n"})
 
 
-def face_parser(labels: tuple[str, ...]) -> Repository:
-    """A random Segformer whose classes stand in the order of these labels.
-
-    Whatever the order, the same label answers to the same pixels.
-    """
-    known = [label.removesuffix(".png") for label in labels]
-    order = torch.tensor([CELEBA_MASK_LABELS.index(label) for label in known])
+def face_parser() -> Repository:
+    """A random Segformer that finds several regions."""
     model = SegformerForSemanticSegmentation(SegformerConfig(
         hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, num_attention_heads=[1] * 4,
-        decoder_hidden_size=32, id2label=dict(enumerate(labels))))
+        decoder_hidden_size=32, id2label=dict(enumerate(CELEBA_MASK_LABELS))))
     dice = torch.Generator().manual_seed(1)
     for value in model.parameters():
         if value.dim() > 1:
             nn.init.xavier_normal_(value, generator=dice)
-    head = model.decode_head.classifier
-    head.bias.data = torch.zeros(len(labels))
-    head.weight.data = 10 * head.weight.data[order]
+    model.decode_head.classifier.bias.data.zero_()
+    model.decode_head.classifier.weight.data *= 10
     files = _saved(model)
     files["preprocessor_config.json"] = json.dumps({  # the class is the published one
         "image_processor_type": "SegformerFeatureExtractor",

@@ -25,14 +25,15 @@ import nbformat
 from packaging.requirements import Requirement
 
 from helpers.__main__ import NOTEBOOK, ROOT
-from helpers.storage.files import write_whole
+from helpers.storage.whole import write_whole
 
 STAND_IN = ROOT / "tests" / "colab"
 BESIDES = ("numpy", "pillow", "torchao")  # what the named packages bring, or must do without
 SMALL = {"data.size_px": 64, "data.train_images": 4, "data.test_images": 2, "optim.steps": 3}
 SAID = {  # by each of two runs
-    "colab": (("colab: 2 packages mended", "Installed lpips", "Removed torchao"), ("finished",)),
-    "kaggle": (("kaggle: 2 packages mended", "Persistence"), ("finished",)),
+    "colab": (("colab: 3 packages mended", "Installed lpips", "Installed stlpips-pytorch",
+               "Removed torchao"), ("finished",)),
+    "kaggle": (("kaggle: 3 packages mended", "Persistence"), ("finished",)),
     "oldest": (("local: 0 packages mended",), ("finished",))}
 
 

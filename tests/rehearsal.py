@@ -21,15 +21,16 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from helpers import evaluation
 from helpers.__main__ import ROOT
 from helpers.checkpoints import checkpoint
 from helpers.config import ASSETS, SD_TURBO, TINY_BASE, Config, preset
+from helpers.distances import Metrics
 from helpers.distances.losses import EnhancerLoss
-from helpers.evaluation import results as evaluate
 from helpers.faces import data
 from helpers.model.enhancer import SplatEnhancer
 from helpers.plans import budget
-from helpers.storage.files import write_whole
+from helpers.storage.whole import write_whole
 from helpers.training.loop import Record, train
 from helpers.training.trainer import Trainer
 
@@ -80,7 +81,7 @@ def rehearsal_config(folder: Path, steps: int) -> Config:
     """The `t4` preset on the base in the folder, with avatars instead of the hub's photographs."""
     return preset("t4").with_({
         "model.base": str(folder / "base"), "data.source": "avatars", "data.train_images": 2,
-        "data.test_images": 2, "loss.pretrained": False, "loss.clip": 0.0, "optim.steps": steps,
+        "data.test_images": 2, "loss.vgg": "stlpips", "loss.clip": 0.0, "optim.steps": steps,
         "optim.batch": 1, "run.name": "rehearsal", "run.save_every_steps": 1})
 
 
@@ -122,10 +123,9 @@ def measure(folder: Path) -> dict:
     """Evaluate the resumed model on two held-out faces."""
     (model, resumed), config = run(folder, 3), rehearsal_config(folder, 3)
     faces = data.prepare(config.data, folder / "data", progress=None)
-    pairs = evaluate.held_out_pairs(config, faces, device="cpu", batch=1)
-    metrics = evaluate.Metrics(config.loss, device="cpu")
+    pairs = evaluation.held_out_pairs(config, faces, device="cpu", batch=1)
     with model.merged():
-        result = evaluate.evaluate(model.enhance, pairs, metrics)
+        result = evaluation.evaluate(model.enhance, pairs, Metrics(config.loss, device="cpu"))
     return {"resumed_at": resumed[0].step, "psnr": result.restored["psnr"], "n": result.n}
 
 

@@ -26,12 +26,11 @@ from typing import Any
 import torch
 from matplotlib import pyplot
 
+from helpers import evaluation
 from helpers.__main__ import ROOT
 from helpers.checkpoints import checkpoint as checkpoints
 from helpers.config import Config, preset
-from helpers.distances.losses import EnhancerLoss
-from helpers.distances.metrics import Metrics
-from helpers.evaluation import results as evaluate
+from helpers.distances import EnhancerLoss, Metrics
 from helpers.faces import data
 from helpers.model.enhancer import SplatEnhancer
 from helpers.training.loop import train
@@ -97,8 +96,8 @@ class Trainings:
         for record in train(self.config, self.model, self.faces, self.loss, folder=folder,
                             drive=drive):
             self.progress[:] = record.step.to_bytes(8, "little")
-        pairs = evaluate.held_out_pairs(self.config, self.faces, device="cpu")
-        result = evaluate.evaluate(self.model.enhance, pairs, self.metrics)
+        pairs = evaluation.held_out_pairs(self.config, self.faces, device="cpu")
+        result = evaluation.evaluate(self.model.enhance, pairs, self.metrics)
         (folder / "evaluation.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
 
     def run(self, folder: Path, drive: Path | None = None) -> None:

@@ -55,7 +55,7 @@ def test_every_field_can_be_changed_and_survives_json(path, entry):
 
 @pytest.mark.parametrize(("path", "entry"), FIELDS)
 def test_every_field_is_frozen_and_refuses_bad_values_by_its_name(path, entry):
-    for bad in BAD[entry.type]:
+    for bad in BAD[entry.type][2 if path == "pairs.own" else 0:]:  # an empty text is no folder
         with pytest.raises(ValueError, match=f"^{path}: expected .*, got .*; "):
             preset("demo").with_({path: bad})
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -67,6 +67,7 @@ def test_every_field_is_frozen_and_refuses_bad_values_by_its_name(path, entry):
     ({"run.name": "a/b"}, r"run\.name"), ({"run.name": "../up"}, r"run\.name"),
     ({"run.name": "run."}, r"run\.name"), ({"run.name": "Com1.x"}, r"run\.name"),
     ({f"loss.{name}": 0 for name in ("l1", "lpips", "gram", "clip")}, "at least one weight"),
+    ({f"pairs.{name}": 0 for name in ("drawn", "fitted", "rendered")}, "at least one share"),
     ({"data.nothing": 1}, r"data\.nothing"), ({"nothing.steps": 1}, r"nothing\.steps"),
     ({"steps": 1}, "section.field"), ({"preset": "t4"}, "section.field"), ({"data": {}}, "data"),
     ({"data.": 1}, "section.field"), ({"": 1}, "section.field"), ({3: 1}, "a dict like"),
@@ -99,6 +100,14 @@ def test_json_of_an_older_version_takes_what_it_lacks_from_the_preset():
     older = json.loads(preset("t4").with_({"optim.steps": 7}).to_json())
     del older["degrade"]["needles"], older["run"]
     assert Config.from_json(json.dumps(older)) == preset("t4").with_({"optim.steps": 7})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_run_from_before_there_were_other_pairs_goes_on_with_drawn_ones_only(name):
+    older = json.loads(preset(name).to_json())
+    del older["pairs"]
+    found = Config.from_json(json.dumps(older)).pairs
+    assert (found.drawn, found.fitted, found.rendered, found.own_share) == (1, 0, 0, 0)
 
 
 def test_save_is_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -17,19 +17,3 @@ from .checkpoint import (
 )
 from .claims import Claim, claim
 from .publisher import Publisher
-
-__all__ = [
-    "BEST",
-    "LATEST",
-    "PREVIOUS",
-    "Checkpoint",
-    "Claim",
-    "Publisher",
-    "claim",
-    "harmless_changes",
-    "load",
-    "newest",
-    "refuse_other_run",
-    "save",
-    "step_or_none",
-]

@@ -36,6 +36,7 @@ ASIDE = "latest.safetensors.aside"  # whole, where a kill cut a publication shor
 STATE = "~state"  # the tensor that holds JSON
 # Fields that change what the trained tensors mean, or which images they have seen so far
 BINDING = ("model.base", "model.timestep", "model.unet_rank", "model.vae_rank", "model.prompt",
+           "model.mask",
            "data.source", "data.size_px", "data.train_images", "run.seed")
 
 Found = tuple[list[tuple[int, Path]], list[str]]  # files with their step, and lines on the others

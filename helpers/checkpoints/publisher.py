@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import errno
-import os
 import time
-from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from queue import Queue, SimpleQueue
 from threading import Event, Lock, Thread
 
-from ..storage import SEAL_BYTES, DamagedFile, damage_named, read_seal, verify
+from ..storage import copy_to_drive, damage_named, verify
 from .checkpoint import BEST, LATEST, NAMES, PREVIOUS, is_earlier, whole_step
 from .claims import Fence
 from .summary import write_summary
@@ -25,11 +22,7 @@ REMEDIES = {errno.ENOSPC: "free some space there and empty its trash",
 
 
 def publish(content: bytes, target: Path) -> int:
-    """Copy a whole checkpoint into a folder on Drive; nothing bad replaces anything good.
-
-    It is written to `.part`, read back, compared by size and SHA-256, and renamed. No file is
-    deleted or replaced, for Drive would keep it in its trash, which counts against the quota for
-    30 days: what falls out becomes the next `.part`, and is written over.
+    """Copy a whole checkpoint into a folder on Drive, as `copy_to_drive` does.
 
     Args:
         content: of the checkpoint.
@@ -45,12 +38,8 @@ def publish(content: bytes, target: Path) -> int:
     texts = verify(content, f"{target.name} of this machine")
     with damage_named(target):
         step = int(texts["step"])
-    partial = target.with_name(target.name + ".part")
-    chain = [partial, target]
-    if target.name == LATEST and is_earlier(whole_step(target), step, target):
-        chain.append(target.with_name(PREVIOUS))
-    _copy(content, partial)
-    _pass_on(chain)
+    earlier = target.name == LATEST and is_earlier(whole_step(target), step, target)
+    copy_to_drive(content, target, before=target.with_name(PREVIOUS) if earlier else None)
     return step
 
 
@@ -182,22 +171,3 @@ class Publisher:
     def _print(self) -> None:
         while not self._lines.empty():
             print(self._lines.get())
-
-
-def _copy(content: bytes, path: Path) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    with suppress(DamagedFile):
-        if path.stat().st_size == len(content) and read_seal(path) == content[-SEAL_BYTES:]:
-            return
-    raise OSError(errno.EIO, "what was read back differs from what was written", str(path))
-
-
-def _pass_on(chain: list[Path]) -> None:
-    """Give each file the name of the next, and the last one the name of the first."""
-    aside = chain[0].with_suffix(".aside")  # checkpoint.ASIDE
-    for target, source in pairwise([aside, *reversed(chain), aside]):
-        with suppress(FileNotFoundError):
-            source.replace(target)

@@ -3,23 +3,6 @@
 Read `pipeline.py` first; `presets.py` has the named damages.
 """
 
-from .pipeline import AMOUNTS, STAGES, Preview, degrade, draw_amounts, variation_mask
+from .pipeline import AMOUNTS, GROUPS, STAGES, Preview, degrade, draw_amounts, variation_mask
 from .presets import DAMAGE, IMITATES, as_changes, damage, in_words, keep_damage, kept_damage
 from .resplat import gaussian_count
-
-__all__ = [
-           "AMOUNTS",
-           "DAMAGE",
-           "IMITATES",
-           "STAGES",
-           "Preview",
-           "as_changes",
-           "damage",
-           "degrade",
-           "draw_amounts",
-           "gaussian_count",
-           "in_words",
-           "keep_damage",
-           "kept_damage",
-           "variation_mask",
-]

@@ -44,6 +44,8 @@ STAGES = (
     Stage("noise", ("noise",), effects.add_noise),
 )
 AMOUNTS = tuple(name for stage in STAGES for name in stage.amounts)
+GROUPS = {stage.name: (*stage.amounts, *(("variation",) if stage.varies else ()))
+          for stage in STAGES if len(stage.amounts) > 1}  # those with a picture of their own
 
 
 @torch.no_grad()

@@ -2,5 +2,3 @@
 
 from .losses import CLIP_FILES, CLIP_NAME, EnhancerLoss
 from .metrics import Metrics
-
-__all__ = ["CLIP_FILES", "CLIP_NAME", "EnhancerLoss", "Metrics"]

@@ -9,10 +9,13 @@ from torch.nn import functional
 from ..config import LossConfig
 from ..errors import refused
 from ..storage import TRANSFORMERS_WEIGHTS, fetch, loading_quietly
-from .perceptual import METRIC_SEED, load_lpips, load_or_explain, perceptual_name, vgg_distances
+from .perceptual import VGG_NAMES, load_lpips, load_or_explain, vgg_distances
+from .stlpips import load_stlpips
 
 CLIP_NAME = "openai/clip-vit-base-patch32"
 CLIP_FILES = (("config.json",), TRANSFORMERS_WEIGHTS)
+WINDOW_PX = 9  # side of the windows in which the mask's best blend is found
+Choice = tuple[Tensor, Tensor, Tensor]  # degraded, decoded, mask
 MIN_SIZE_PX = 16  # VGG16 halves the image four times before its last tap
 
 
@@ -23,10 +26,10 @@ class EnhancerLoss(nn.Module):
     VGG16 runs once on the restored and once on the clean batch, for LPIPS and Gram together.
 
     Args:
-        config: weights of the terms; `pretrained=False` swaps in a random VGG16 (see `load_lpips`).
+        config: weights of the terms, and whose VGG16.
         device: where the networks live.
         dtype: of the networks (float16 on a T4); the arithmetic on features is float32.
-        seed: of the random VGG16, which is never the metric's; unused with real weights.
+        seed: of a random VGG16; unused with real weights.
         clip_name: CLIP checkpoint, a hub name or a local folder.
 
     Raises:
@@ -40,37 +43,42 @@ class EnhancerLoss(nn.Module):
         self.config, self.dtype = config, dtype
         self.lpips = self.clip = None
         if config.lpips or config.gram:
-            own = seed % METRIC_SEED  # never the metric's
-            self.lpips = load_lpips("vgg", pretrained=config.pretrained, seed=own).to(device)
+            self.lpips = (load_stlpips("vgg") if config.vgg == "stlpips" else load_lpips(
+                "vgg", pretrained=config.vgg == "lpips", seed=seed)).to(device)
             self.lpips.net.to(dtype)
         if config.clip:
             self.clip = load_clip(clip_name).to(device, dtype)
 
     def describe(self) -> str:
         """The weighted sum, and which VGG16 sees what of each image."""
-        names = {"l1": "L1", "lpips": "LPIPS", "gram": "Gram", "clip": "CLIP"}
+        names = {"l1": "L1", "lpips": "LPIPS", "gram": "Gram", "clip": "CLIP",
+                 "decoded": "L1 before the mask", "mask": "mask"}
         weighted = " + ".join(f"{weight:g} × {label}" for name, label in names.items()
                               if (weight := getattr(self.config, name)))
         if self.lpips is None:
             return weighted
         side = self.config.vgg_view_px
         view = f"a random square of {side} px" if side else "the whole image"
-        return f"{weighted}; VGG16 ({perceptual_name(self.config)}) sees {view}"
+        return f"{weighted}; VGG16 ({VGG_NAMES[self.config.vgg]}) sees {view}"
 
     def train(self, mode: bool = True) -> EnhancerLoss:
         """Stay in evaluation mode: LPIPS's heads hold a dropout that would make the loss random."""
         return super().train(False)
 
-    def forward(self, restored: Tensor, clean: Tensor, *, view_seed: int = 0) -> dict[str, Tensor]:
+    def forward(self, restored: Tensor, clean: Tensor, *, choice: Choice | None = None,
+                view_seed: int = 0) -> dict[str, Tensor]:
         """Compare two batches.
 
         Args:
             restored: (B, 3, H, W), RGB; values outside [0, 1] are not clamped.
             clean: (B, 3, H, W), RGB in [0, 1]; receives no gradient.
+            choice: what a repair mask chose from: degraded and decoded (B, 3, H, W), and the mask
+                (B, 1, H, W) in [0, 1]; None without one.
             view_seed: of the square that VGG16 sees, where the config limits it.
 
         Returns:
-            Scalars: the active terms "l1", "lpips", "gram", "clip", unweighted, and "total".
+            Scalars: the active terms "l1", "lpips", "gram", "clip", "decoded", "mask", unweighted,
+            and "total".
 
         Raises:
             ValueError: the shapes differ, or are not (B, 3, H, W) of a usable size.
@@ -83,6 +91,10 @@ class EnhancerLoss(nn.Module):
             terms |= self._vgg_terms(*views)
         if self.clip is not None:
             terms["clip"] = self._clip_term(restored, clean)
+        if self.config.decoded and choice:
+            terms["decoded"] = functional.l1_loss(choice[1], clean)
+        if self.config.mask and choice:
+            terms["mask"] = mask_loss(*choice, clean)
         weighted = [getattr(self.config, name) * value for name, value in terms.items()]
         return terms | {"total": torch.stack(weighted).sum()}
 
@@ -96,6 +108,35 @@ class EnhancerLoss(nn.Module):
         with torch.no_grad():
             theirs = clip_embedding(self.clip, clean, dtype=self.dtype)
         return (1 - functional.cosine_similarity(ours, theirs)).mean()
+
+
+def mask_loss(degraded: Tensor, decoded: Tensor, mask: Tensor, clean: Tensor) -> Tensor:
+    """How far the repair mask is from the blend that would have come closest.
+
+    The closest is known in closed form: the m that minimises (degraded + m · (decoded − degraded)
+    − clean)² over a window around each pixel. Cross-entropy, weighted by how much the choice
+    matters, draws the mask there, also out of saturation: the gradient of the restored picture
+    alone closes the mask for good while the decoder is still worse than its input.
+
+    Args:
+        degraded, decoded, clean: (B, 3, H, W); none of them receives a gradient.
+        mask: (B, 1, H, W) in [0, 1].
+
+    Returns:
+        A scalar.
+    """
+    with torch.no_grad():
+        change = decoded - degraded
+        wanted, size = (_window_mean((x * change).sum(1, keepdim=True))
+                        for x in (clean - degraded, change))
+        best = (wanted / (size + 1e-6)).clamp(0, 1)
+        matters = size.sqrt() / size.sqrt().mean((1, 2, 3), keepdim=True).clamp(min=1e-6)
+    return (matters * functional.binary_cross_entropy(mask, best, reduction="none")).mean()
+
+
+def _window_mean(values: Tensor) -> Tensor:
+    return functional.avg_pool2d(functional.pad(values, (WINDOW_PX // 2,) * 4, mode="reflect"),
+                                 WINDOW_PX, 1)
 
 
 def random_view(restored: Tensor, clean: Tensor, side_px: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -7,18 +7,19 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from ..config import LossConfig
-from .perceptual import METRIC_SEED, load_lpips, perceptual_name
+from .perceptual import load_lpips
+from .stlpips import load_stlpips
 
 
 class Metrics:
     """The distances of images to their clean originals, one value per image.
 
-    With real weights: `lpips_vgg` (a network the loss trained on), `lpips_alex` (one it did not),
-    `psnr` and `ssim`. Without: `lpips_vgg_random`, `psnr`, `ssim`, the random network being another
-    than the loss's.
+    `stlpips_alex` ranks, in every preset: its network is never the loss's, and its weights come
+    with a package. Where the loss knows torchvision's VGG16, `lpips_alex` and `lpips_vgg` (the
+    loss's own network) stand beside it. `psnr` and `ssim` are guards: people disagree with them.
 
     Args:
-        config: only `pretrained` matters here.
+        config: only `vgg` matters here.
         device: where the networks live.
 
     Raises:
@@ -26,14 +27,11 @@ class Metrics:
     """
 
     def __init__(self, config: LossConfig, *, device: torch.device | str) -> None:
-        nets = {perceptual_name(config): "vgg"}
-        if config.pretrained:
-            nets["lpips_alex"] = "alex"
         self.device = device
-        self.networks = {
-            name: load_lpips(net, pretrained=config.pretrained, seed=METRIC_SEED).to(device)
-            for name, net in nets.items()
-        }
+        self.networks = {"stlpips_alex": load_stlpips("alex").to(device)}
+        if config.vgg == "lpips":
+            self.networks |= {f"lpips_{net}": load_lpips(net, pretrained=True).to(device)
+                              for net in ("alex", "vgg")}
 
     @property
     def names(self) -> tuple[str, ...]:

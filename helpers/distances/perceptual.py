@@ -19,15 +19,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from ..config import LossConfig
 from ..errors import refused
 
-METRIC_SEED = 20_000  # of the metric's random network, in every run; no loss has it
-
-
-def perceptual_name(config: LossConfig) -> str:
-    """What the VGG16 distance is called wherever it is printed or saved."""
-    return "lpips_vgg" if config.pretrained else "lpips_vgg_random"
+VGG_NAMES = {"lpips": "lpips_vgg", "stlpips": "stlpips_vgg", "random": "lpips_vgg_random"}
 
 
 def load_lpips(net: str, *, pretrained: bool, seed: int = 0) -> lpips.LPIPS:
@@ -166,7 +160,7 @@ def _pretrained_weights(net: str, wanted: Mapping[str, torch.Size]) -> dict[str,
     backbone = load_or_explain(
         lambda: weights.get_state_dict(progress=True, check_hash=True),
         f"torchvision's {model} (ImageNet)",
-        "use the 'demo' preset or loss.pretrained=False, or set loss.lpips and loss.gram to 0")
+        "use the 'demo' preset or loss.vgg='stlpips', or set loss.lpips and loss.gram to 0")
     heads_file = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
     heads = torch.load(heads_file, map_location="cpu", weights_only=True)
     # The package's slices keep torchvision's layer numbers: net.slice3.10.bias is features.10.bias

@@ -1,14 +1,9 @@
-"""What an enhancer does to faces it never saw, against doing nothing: figures with intervals."""
+"""What an enhancer does to faces it never saw, against doing nothing: figures with intervals.
 
-from .results import (
-    Result,
-    evaluate,
-    format_table,
-    held_out_pairs,
-    read_metrics,
-    underfitted_pairs,
-    write_metrics,
-)
+`sets.py` says what it is measured on, `results.py` how; `transfer.py` compares what it was trained
+on.
+"""
 
-__all__ = ["Result", "evaluate", "format_table", "held_out_pairs", "read_metrics",
-           "underfitted_pairs", "write_metrics"]
+from .results import Result, evaluate, format_table, read_metrics, write_metrics
+from .sets import Batch, HeldOut, held_out_pairs, rendered_views, underfitted_pairs
+from .transfer import format_transfer, standard_variants, transfer

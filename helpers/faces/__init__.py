@@ -1,24 +1,24 @@
 """Clean faces with their regions: procedural heads, CelebA-HQ, or a folder of photographs.
 
-`prepare` makes one Arrow folder of them, once; `Faces` reads it.
+`prepare` makes one Arrow folder of them, once; `Faces` reads it. A procedural `Head` can be seen
+from anywhere.
 """
 
-from .data import Faces, draw_batch, load_batches, prepare, read_image, to_tensor
+from .avatars import Head, look_at_head, studio_wall
+from .data import Faces, draw_batch, from_pngs, load_batches, prepare, to_png, to_tensor
+from .head import Cloud
 from .regions import FACE_PARSER, PARSER_FILES, REGIONS
-from .sources import CELEBA_HQ, TEST_SHARE, has_masks, store_name
-
-__all__ = [
-           "CELEBA_HQ",
-           "FACE_PARSER",
-           "PARSER_FILES",
-           "REGIONS",
-           "TEST_SHARE",
-           "Faces",
-           "draw_batch",
-           "has_masks",
-           "load_batches",
-           "prepare",
-           "read_image",
-           "store_name",
-           "to_tensor",
-]
+from .sources import (
+    CELEBA_HQ,
+    IMAGE_ERRORS,
+    TEST_SHARE,
+    derive_number,
+    has_masks,
+    left_out,
+    own_file,
+    read_image,
+    readable,
+    square,
+    store_name,
+)
+from .store import PartialStore, as_prepared, read_contents

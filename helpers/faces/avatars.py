@@ -7,11 +7,13 @@ is drawn; no photograph of anybody is involved.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..errors import refused
 from ..splats import Camera, project, rasterise
 from .hair import Hairstyle, brow_cloud, hair_cloud
 from .head import Cloud, Face, ellipsoid_cloud, head_cloud
@@ -57,21 +59,116 @@ def render_avatar(seed: int, size_px: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: the seed is negative or the size below 16.
     """
-    if seed < 0 or size_px < 16:
-        raise ValueError(f"avatar: expected seed >= 0 and size_px >= 16, got {seed} and {size_px}")
+    _refuse_misfit(seed, size_px)
     dice = _Dice(seed)
-    cloud = _person(dice, spacing=0.023 * min(1.0, 128 / size_px))
+    cloud = _person(dice, size_px)
     camera = _camera(dice, size_px)
-    facing = ((cloud.means - camera.position) * cloud.normals).sum(-1) < 0.05
-    lit = _light(dice, cloud, camera)
-    labels = torch.nn.functional.one_hot(cloud.labels.long(), len(REGIONS)).float()
-    covariances = cloud.axes @ cloud.axes.transpose(1, 2)
-    splats = project(cloud.means[facing], covariances[facing], torch.cat([lit, labels], 1)[facing],
-                     torch.full_like(cloud.gloss, 0.95)[facing], camera)
-    behind = torch.zeros(3 + len(REGIONS), size_px, size_px)
-    behind[:3], behind[3 + BACKGROUND] = _backdrop(dice, size_px), 1.0
-    drawn, _ = rasterise(splats, size_px, size_px, background=behind)
-    return drawn[:3].clamp(0, 1), drawn[3:].argmax(0).to(torch.uint8)
+    head = Head(cloud, _light(dice))
+    return head.render(camera, _backdrop(dice, size_px))
+
+
+@dataclass(frozen=True)
+class Light:
+    """A warm key light, from a direction fixed in the world; a cool fill goes with it."""
+
+    direction: Tensor  # (3,), unit, towards the light
+    tint: Tensor  # (3,), around 1
+    power: float
+
+    def shade(self, cloud: Cloud, camera: Camera) -> Tensor:
+        """Colours (N, 3) under the key light, the fill and a soft gloss."""
+        view = normalize(camera.position - cloud.means, dim=-1)
+        wrap = 0.25  # light bleeds a little past the terminator, as through skin
+        lambert = (((cloud.normals @ self.direction) + wrap) / (1 + wrap)).clamp(min=0)[:, None]
+        sky = (0.5 + 0.5 * cloud.normals[:, 1:2]) * 0.16 + 0.34
+        under_chin = 1 - 0.45 * torch.exp(-(((cloud.means[:, 1:2] + 1.05) / 0.22) ** 2)) \
+            * (cloud.means[:, 2:3] < 0.35)
+        half = normalize(view + self.direction, dim=-1)
+        mirrored = (cloud.normals * half).sum(-1, keepdim=True).clamp(min=0) ** 24
+        gloss = cloud.gloss[:, None] * mirrored
+        lit = cloud.colors * (sky + self.power * lambert * self.tint) * under_chin
+        return (lit + 0.5 * gloss).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head that can be seen from anywhere, its light staying where it is."""
+
+    cloud: Cloud
+    light: Light
+
+    @classmethod
+    def of(cls, seed: int, size_px: int) -> Head:
+        """The head of an identity, as finely made as pictures of a size need.
+
+        Args:
+            seed: the identity.
+            size_px: side of the pictures it is for, in pixels.
+
+        Raises:
+            ValueError: the seed is negative or the size below 16.
+        """
+        _refuse_misfit(seed, size_px)
+        dice = _Dice(seed)
+        return cls(_person(dice, size_px), _light(dice))
+
+    def render(self, camera: Camera, backdrop: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw the head before a backdrop.
+
+        Args:
+            camera: from where; its size is the picture's.
+            backdrop: (3, H, W) in [0, 1].
+
+        Returns:
+            image: (3, H, W), float32 in [0, 1]; regions: (H, W), uint8, indices of REGIONS.
+        """
+        cloud = self.cloud
+        facing = ((cloud.means - camera.position) * cloud.normals).sum(-1) < 0.05
+        cloud = cloud[facing.nonzero()[:, 0]]
+        labels = torch.nn.functional.one_hot(cloud.labels.long(), len(REGIONS)).float()
+        lit = torch.cat([self.light.shade(cloud, camera), labels], 1)
+        splats = project(cloud.means, cloud.axes @ cloud.axes.mT, lit,
+                         torch.full_like(cloud.gloss, 0.95), camera)
+        behind = torch.zeros(3 + len(REGIONS), camera.height_px, camera.width_px)
+        behind[:3], behind[3 + BACKGROUND] = backdrop, 1.0
+        drawn, _ = rasterise(splats, camera.height_px, camera.width_px, background=behind)
+        return drawn[:3].clamp(0, 1), drawn[3:].argmax(0).to(torch.uint8)
+
+
+def look_at_head(yaw: float, pitch: float, roll: float = 0.0, *, size_px: int,
+                 target: tuple[float, float] = (0.0, -0.12), frame: float = 2.6,
+                 distance: float = 5.2) -> Camera:
+    """A camera on a sphere around the head.
+
+    Args:
+        yaw, pitch, roll: radians; yaw is positive where the camera stands at the viewer's right.
+        size_px: side of the square picture, in pixels.
+        target: what it looks at: x and y in head units.
+        frame: how many head units fill the picture at that place.
+        distance: from the target, in head units.
+    """
+    (cy, sy), (cp, sp), (cr, sr) = ((math.cos(t), math.sin(t)) for t in (yaw, pitch, roll))
+    turn = torch.tensor([[cy, 0, -sy], [0, 1, 0], [sy, 0, cy]])
+    tilt = torch.tensor([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
+    lean = torch.tensor([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
+    rotation = lean @ tilt @ turn
+    position = torch.tensor([*target, 0.0]) + rotation.T @ torch.tensor([0.0, 0.0, distance])
+    return Camera(rotation, position, size_px * distance / frame, size_px, size_px)
+
+
+def studio_wall(seed: int, size_px: int) -> Tensor:
+    """One of the walls that stand behind the avatars, (3, size, size) in [0, 1].
+
+    Raises:
+        ValueError: the seed is negative or the size below 16.
+    """
+    _refuse_misfit(seed, size_px)
+    return _backdrop(_Dice(seed), size_px)
+
+
+def _refuse_misfit(seed: int, size_px: int) -> None:
+    if seed < 0 or size_px < 16:
+        raise refused("avatar", "seed >= 0 and size_px >= 16", (seed, size_px), "raise them")
 
 
 def _face(dice: _Dice) -> Face:
@@ -108,8 +205,9 @@ def _hairstyle(dice: _Dice) -> Hairstyle:
                      gravity=0.6, strands=1300)
 
 
-def _person(dice: _Dice, spacing: float) -> Cloud:
+def _person(dice: _Dice, size_px: int) -> Cloud:
     face, style = _face(dice), _hairstyle(dice)
+    spacing = 0.023 * min(1.0, 128 / size_px)
     vector = torch.tensor
     neck, cloth = dice.between(0.36, 0.44), torch.rand(3, generator=dice.generator) * 0.7 + 0.1
     parts = [
@@ -132,32 +230,15 @@ def _person(dice: _Dice, spacing: float) -> Cloud:
 def _camera(dice: _Dice, size_px: int) -> Camera:
     yaw, pitch = dice.between(-0.5, 0.5), dice.between(-0.16, 0.2)
     roll = dice.between(-0.07, 0.07)
-    (cy, sy), (cp, sp), (cr, sr) = ((math.cos(t), math.sin(t)) for t in (yaw, pitch, roll))
-    turn = torch.tensor([[cy, 0, -sy], [0, 1, 0], [sy, 0, cy]])
-    tilt = torch.tensor([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
-    lean = torch.tensor([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
-    rotation = lean @ tilt @ turn
-    target = torch.tensor([dice.between(-0.06, 0.06), dice.between(-0.2, -0.06), 0.0])
-    distance = 5.2
-    focal = size_px * distance / dice.between(2.4, 2.75)  # this many head units fill the frame
-    return Camera(rotation, target + rotation.T @ torch.tensor([0.0, 0.0, distance]), focal,
-                  size_px, size_px)
+    target = dice.between(-0.06, 0.06), dice.between(-0.2, -0.06)
+    return look_at_head(yaw, pitch, roll, size_px=size_px, target=target,
+                        frame=dice.between(2.4, 2.75))
 
 
-def _light(dice: _Dice, cloud: Cloud, camera: Camera) -> Tensor:
-    """Colours (N, 3) under a warm key light, a cool fill and a soft gloss."""
-    view = normalize(camera.position - cloud.means, dim=-1)
-    key = normalize(torch.tensor([dice.between(-0.9, 0.9), dice.between(0.15, 0.9), 1.0]), dim=0)
+def _light(dice: _Dice) -> Light:
+    ahead = normalize(torch.tensor([dice.between(-0.9, 0.9), dice.between(0.15, 0.9), 1.0]), dim=0)
     warm, power = dice.between(-0.08, 0.12), dice.between(0.5, 0.75)
-    tint = torch.tensor([1 + warm, 1.0, 1 - warm])
-    wrap = 0.25  # light bleeds a little past the terminator, as through skin
-    lambert = (((cloud.normals @ key) + wrap) / (1 + wrap)).clamp(min=0)[:, None]
-    sky = (0.5 + 0.5 * cloud.normals[:, 1:2]) * 0.16 + 0.34
-    under_chin = 1 - 0.45 * torch.exp(-(((cloud.means[:, 1:2] + 1.05) / 0.22) ** 2)) \
-        * (cloud.means[:, 2:3] < 0.35)
-    half = normalize(view + key, dim=-1)
-    gloss = cloud.gloss[:, None] * (cloud.normals * half).sum(-1, keepdim=True).clamp(min=0) ** 24
-    return (cloud.colors * (sky + power * lambert * tint) * under_chin + 0.5 * gloss).clamp(0, 1)
+    return Light(ahead, torch.tensor([1 + warm, 1.0, 1 - warm]), power)
 
 
 def _backdrop(dice: _Dice, size_px: int) -> Tensor:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..config import DataConfig
 from ..errors import refused
 from ..machine import Bar
-from ..storage import alone, keep, take_back
+from ..storage import keep, make_once
 from .regions import FaceParser
 from .sources import (
     IMAGE_ERRORS,
@@ -29,13 +29,10 @@ from .sources import (
     derive_number,
     draw_samples,
     left_out,
-    read_image,
     store_name,
     too_few,
 )
-from .store import GROUP, PartialStore, damaged, read_contents
-
-__all__ = ["Faces", "draw_batch", "prepare", "read_image", "to_tensor"]
+from .store import GROUP, PartialStore, as_prepared, read_contents
 
 Parser = Callable[[Tensor], Tensor]  # (B, 3, H, W) in [0, 1] -> regions (B, H, W) uint8
 
@@ -75,13 +72,9 @@ class Faces:
         """
         if split not in ("train", "test"):
             raise refused("split", "'train' or 'test'", split, "pick one of them")
-        try:
+        with as_prepared(self.store, f", {split} {list(indices)}", IMAGE_ERRORS):
             rows = getattr(self, split)[list(indices)]
-            clean, regions = (_stacked([Image.open(BytesIO(png), formats=["PNG"]) for png in pngs])
-                              for pngs in (rows["image"], rows["regions"]))  # (B, H, W[, 3])
-        except IMAGE_ERRORS as error:
-            raise damaged(self.store, f"{error} in {split} {list(indices)}") from error
-        return _to_unit(clean), regions
+            return from_pngs(rows["image"]), _pixels(rows["regions"])
 
 
 def prepare(config: DataConfig, folder: Path, *, device: torch.device | str = "cpu", seed: int = 0,
@@ -108,11 +101,8 @@ def prepare(config: DataConfig, folder: Path, *, device: torch.device | str = "c
         OSError: the disk is full; what is done is kept.
     """
     store = Path(folder) / store_name(config, seed)
-    if not store.is_dir():
-        with alone(store):
-            if not (store.is_dir()  # it may have been made while this process waited
-                    or take_back(store, drive)):
-                _fill(PartialStore(store), config, seed, rows, parse, device, progress)
+    make_once(store, drive, lambda: _fill(PartialStore(store), config, seed, rows, parse, device,
+                                          progress))
     faces = Faces(store)
     keep(store, drive)
     if faces.skipped:
@@ -183,6 +173,15 @@ def to_tensor(image: Image.Image) -> Tensor:
     return _to_unit(_stacked([image]))
 
 
+def from_pngs(pngs: Sequence[bytes]) -> Tensor:
+    """Decode RGB pictures of one size: (B, 3, H, W) float32 in [0, 1].
+
+    Raises:
+        OSError, SyntaxError, ValueError: one of them is no such picture.
+    """
+    return _to_unit(_pixels(pngs))
+
+
 def _fill(partial: PartialStore, config: DataConfig, seed: int, rows: Iterable[Row] | None,
           parse: Parser | None, device: torch.device | str,
           progress: Callable[..., Iterable[Row]] | None) -> None:
@@ -192,9 +191,7 @@ def _fill(partial: PartialStore, config: DataConfig, seed: int, rows: Iterable[R
     if progress:
         fresh = progress(fresh, total=sum(wanted.values()), initial=len(place.done),
                          desc="Preparing faces", unit="image")
-    fresh = iter(fresh)
-    while group := list(islice(fresh, GROUP)):
-        partial.add(group)
+    partial.fill(fresh)
     found = Counter(place.done.values())
     if found != wanted:
         partial.discard()  # it can never be completed
@@ -212,7 +209,11 @@ def _encoded(samples: Iterator[Sample], parse: Parser | None,
             regions = [Image.fromarray(one.cpu().numpy())
                        for one in parse(_to_unit(_stacked(images)).to(device))]
         for key, split, image, region in zip(keys, splits, images, regions, strict=True):
-            yield {"key": key, "image": _to_png(image), "regions": _to_png(region), "split": split}
+            yield {"key": key, "image": to_png(image), "regions": to_png(region), "split": split}
+
+
+def _pixels(pngs: Sequence[bytes]) -> Tensor:  # (B, H, W[, 3]) uint8
+    return _stacked([Image.open(BytesIO(png), formats=["PNG"]) for png in pngs])
 
 
 def _stacked(images: Sequence[Image.Image]) -> Tensor:
@@ -223,7 +224,8 @@ def _to_unit(pixels: Tensor) -> Tensor:  # (B, H, W, 3) uint8 -> (B, 3, H, W) in
     return pixels.permute(0, 3, 1, 2).contiguous().float().div(255)
 
 
-def _to_png(image: Image.Image) -> bytes:
+def to_png(image: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file, which `from_pngs` reads."""
     buffer = BytesIO()
     image.save(buffer, "PNG", compress_level=1)  # lossless, and much faster than the default
     return buffer.getvalue()

@@ -60,6 +60,11 @@ class Cloud:
     gloss: Tensor
     labels: Tensor
 
+    def __getitem__(self, index: Tensor) -> Cloud:
+        """Some of the Gaussians, by their numbers."""
+        return Cloud(*(getattr(self, name).index_select(0, index)
+                       for name in Cloud.__dataclass_fields__))
+
     @staticmethod
     def join(clouds: list[Cloud]) -> Cloud:
         """One cloud of several."""

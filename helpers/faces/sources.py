@@ -161,8 +161,8 @@ def _streamed(rows: Iterable[Row] | None, config: DataConfig, seed: int,
         split = "test" if _share(seed, key) < TEST_SHARE else "train"
         cell = row["image"]  # PIL's image, or a dict of its bytes and path: never read from there
         cell = cell.get("bytes") if isinstance(cell, Mapping) else cell
-        if left[split] and (image := _readable(key, place, read_image, cell)):
-            yield key, split, _square(image, config.size_px), None
+        if left[split] and (image := readable(key, place, read_image, cell)):
+            yield key, split, square(image, config.size_px), None
             left[split] -= 1
 
 
@@ -182,7 +182,7 @@ def _photographs(config: DataConfig, seed: int, place: Place) -> Iterator[Sample
             path = take()
             if path.name in place.done:
                 left -= 1
-            elif path.name not in place.skipped and (found := _readable(
+            elif path.name not in place.skipped and (found := readable(
                     path.name, place, _read_photo, path, masks, config.size_px)):
                 left -= 1
                 yield path.name, split, *found
@@ -211,20 +211,21 @@ def _photo_files(source: str) -> tuple[list[Path], Path | None]:
 
 def _read_photo(path: Path, masks: Path | None,
                 size_px: int) -> tuple[Image.Image, Image.Image | None]:
-    image = read_image(_own(path))
+    image = read_image(own_file(path))
     if masks is None:
-        return _square(image, size_px), None
-    ids = np.array(_opened(_own(masks / f"{path.stem}.png").read_bytes()))  # (H, W), unconverted
+        return square(image, size_px), None
+    mask = own_file(masks / f"{path.stem}.png")
+    ids = np.array(_opened(mask.read_bytes()))  # (H, W), unconverted
     if ids.ndim != 2 or ids.max() >= len(CELEBA_MASK_LABELS):
         raise ValueError(f"expected class ids under {len(CELEBA_MASK_LABELS)} in its mask")
     if abs(ids.shape[1] / ids.shape[0] - image.width / image.height) > 0.01:
         raise ValueError(f"expected a mask in its proportions {image.size}, got {ids.shape[::-1]}")
     regions = region_lookup(dict(enumerate(CELEBA_MASK_LABELS))).numpy()[ids]
-    return (_square(image, size_px),
-            _square(Image.fromarray(regions), size_px, Image.Resampling.NEAREST))
+    return (square(image, size_px),
+            square(Image.fromarray(regions), size_px, Image.Resampling.NEAREST))
 
 
-def _own(path: Path) -> Path:
+def own_file(path: Path) -> Path:
     """The path of a regular file with a name in Unicode, unless a link leads out of its folder."""
     path.name.encode()  # a ValueError, if it is not
     if not path.is_file() or not path.resolve().is_relative_to(path.parent.resolve()):
@@ -236,7 +237,7 @@ def _opened(content: bytes) -> Image.Image:
     return Image.open(BytesIO(content), formats=FORMATS)
 
 
-def _readable(name: str, place: Place, read: Callable[..., Any], *arguments: Any) -> Any:
+def readable(name: str, place: Place, read: Callable[..., Any], *arguments: Any) -> Any:
     """What `read` returns; or None, and the image is entered in `skipped`, if it is of no use."""
     try:
         return read(*arguments)
@@ -248,9 +249,10 @@ def _readable(name: str, place: Place, read: Callable[..., Any], *arguments: Any
         return None
 
 
-def _square(image: Image.Image, size_px: int,
+def square(image: Image.Image, size_px: int,
             resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
-    return ImageOps.fit(image, (size_px, size_px), method=resample)  # centre crop, then resize
+    """Cut the square in the middle out of a picture, and scale it to `size_px`."""
+    return ImageOps.fit(image, (size_px, size_px), method=resample)
 
 
 def _persistent(rows: Iterable[Row] | None, place: Place) -> Iterator[Row]:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 
-from ..errors import refused
-from ..storage import write_whole
+from ..storage import ABSURD, damage_named, digest, list_digests, refuse_changed, write_whole
 from .sources import Place, Row
 
 GROUP = 4  # faces that are parsed and kept together: an interruption costs fewer than these
 CONTENTS = "prepared.json"  # what was left out, and the SHA-256 of every other file of a store
-_SCHEMA = pa.schema({"key": pa.string(), "image": pa.binary(), "regions": pa.binary(),
-                     "split": pa.string()})
+COLUMNS = ("image", "regions")  # PNG bytes; beside them stand a face's key and split
 
 
 class PartialStore:
@@ -30,12 +27,20 @@ class PartialStore:
     Each group is one file beside the store, written whole and named by its number and hash, with
     the source's place after it: a torn, changed or foreign file ends the groups that are trusted.
 
+    Args:
+        store: the folder that it becomes.
+        columns: what is kept of each, as bytes, beside its key and split.
+        noun: what they are, in words.
+
     Attributes:
         groups: the files of the groups, in order.
         place: how far the source has been read.
     """
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, columns: Sequence[str] = COLUMNS, noun: str = "faces") -> None:
+        self.schema = pa.schema({"key": pa.string(), **dict.fromkeys(columns, pa.binary()),
+                                 "split": pa.string()})
+        self.noun = noun
         self.store, self.folder = store, store.with_name(store.name + ".partial")
         self.groups: list[Path] = []
         self.place = Place()
@@ -51,7 +56,7 @@ class PartialStore:
             self.place = place
             self.groups.append(path)
         for path in found[len(self.groups):]:
-            print(f"data: {path.name} is damaged or follows one that is; its faces are made again")
+            print(f"data: {path.name} is damaged or follows one that is; its {noun} are made again")
             path.unlink()
 
     def add(self, rows: Sequence[Row]) -> None:
@@ -61,7 +66,7 @@ class PartialStore:
             OSError: no room; what was kept before stays.
         """
         note = dataclasses.asdict(self.place) | {"done": {}}  # the rows of the groups say it
-        schema = _SCHEMA.with_metadata({"place": json.dumps(note)})
+        schema = self.schema.with_metadata({"place": json.dumps(note)})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, schema) as stream:
             stream.write_batch(pa.RecordBatch.from_pylist(list(rows), schema=schema))
@@ -69,6 +74,12 @@ class PartialStore:
         with self._told():
             self.groups.append(write_whole(self.folder / self._name(content), content))
         self.place.done |= {row["key"]: row["split"] for row in rows}
+
+    def fill(self, rows: Iterable[Row]) -> None:
+        """Keep rows as they come, a group at a time; raises as `add` does."""
+        rows = iter(rows)
+        while group := list(islice(rows, GROUP)):
+            self.add(group)
 
     def seal(self) -> None:
         """Make the groups one Arrow folder, and give it its name when all of it is on the disk.
@@ -83,8 +94,7 @@ class PartialStore:
             with _without_bars():  # there is one for the faces already
                 datasets.concatenate_datasets(groups).save_to_disk(faces)
             del groups  # Windows deletes no file that is mapped
-            digests = {path.name: _sha256(path, flush=True) for path in sorted(faces.iterdir())}
-            contents = {"skipped": self.place.skipped, "sha256": digests}
+            contents = {"skipped": self.place.skipped, "sha256": list_digests(faces)}
             write_whole(faces / CONTENTS, json.dumps(contents, indent=2).encode())
             faces.replace(self.store)
         self.discard()
@@ -95,7 +105,7 @@ class PartialStore:
 
     def _name(self, content: bytes) -> str:
         """The name of the next group, if this is its content."""
-        return f"{len(self.groups):06d}-{hashlib.sha256(content).hexdigest()[:16]}.arrow"
+        return f"{len(self.groups):06d}-{digest(content)[:16]}.arrow"
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -103,7 +113,7 @@ class PartialStore:
             yield
         except OSError as error:
             raise OSError(error.errno, f"data: expected to write to {self.folder}, got {error}; "
-                          f"make room and run again: {len(self.place.done)} faces are kept"
+                          f"make room and run again: {len(self.place.done)} {self.noun} are kept"
                           ) from error
 
 
@@ -116,29 +126,17 @@ def read_contents(store: Path) -> dict[str, str]:
     Raises:
         ValueError: a file is missing or was changed; it says what to do.
     """
-    try:
+    with as_prepared(store):
         contents = json.loads((store / CONTENTS).read_bytes())
-        changed = [name for name, digest in contents["sha256"].items()
-                   if _sha256(store / name) != digest]
-        skipped = dict(contents["skipped"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(store, f"{type(error).__name__}: {error}") from error
-    if changed:
-        raise damaged(store, f"other bytes in {', '.join(changed)}")
-    return skipped
+        refuse_changed(store, contents["sha256"])
+        return dict(contents["skipped"])
 
 
-def damaged(store: Path, found: str) -> ValueError:
-    """The error of a store that is no longer what was written."""
-    return refused(f"faces in {store}", "what was prepared", found,
-                   "delete this folder and run again: it is prepared anew")
-
-
-def _sha256(path: Path, *, flush: bool = False) -> str:
-    with path.open("rb+" if flush else "rb") as file:
-        if flush:
-            os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def as_prepared(store: Path, where: str = "", kinds: tuple[type[Exception], ...] = (
+        OSError, *ABSURD)) -> AbstractContextManager[None]:
+    """Name what is raised within as damage to a store, and say what to do; see `damage_named`."""
+    return damage_named(f"what is kept in {store}{where}", "what was prepared",
+                        "delete this folder and run again: it is prepared anew", kinds)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,7 +26,8 @@ except ModuleNotFoundError as missing:
     raise RuntimeError(f"packages: expected those of {REQUIREMENTS.name}, got no {missing.name}; "
                        f"{BRING_THEM}") from missing
 
-HOSTED_MISSING = {"lpips": "lpips==0.1.4"}  # all it needs is preinstalled: --no-deps is safe
+# All they need is preinstalled: --no-deps is safe.
+HOSTED_MISSING = {"lpips": "lpips==0.1.4", "stlpips-pytorch": "stlpips-pytorch==0.0.2"}
 TORCHAO_MIN = Version("0.16.0")  # peft raises ImportError on anything older
 
 
@@ -33,7 +35,7 @@ def prepare_packages(place: str, *, run: Callable[..., Any] = subprocess.run,
                      installed: Callable[[str], str | None] | None = None) -> list[str]:
     """On Colab and Kaggle, add what is missing and remove a torchao that breaks peft.
 
-    Kaggle's images are Colab's with more in them, but for lpips (github.com/Kaggle/docker-python).
+    Kaggle's images are Colab's with more in them, but for these (github.com/Kaggle/docker-python).
     Call it before diffusers and peft are imported. pip never touches torch, numpy or pillow.
     What was done is printed and returned, one line each. Elsewhere nothing is changed.
 
@@ -72,6 +74,11 @@ def installed_version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def versions(*names: str) -> dict[str, str | None]:
+    """Of Python and of some packages, by name."""
+    return {"python": platform.python_version()} | {n: installed_version(n) for n in names}
 
 
 def _refuse_missing(version: Callable[[str], str | None]) -> None:

@@ -13,8 +13,7 @@ from typing import Literal
 import psutil
 import torch
 
-from ..config import PRESETS
-from ..errors import refused
+from ..config import preset
 from .packages import installed_version
 
 GIB = 2**30
@@ -58,16 +57,12 @@ def choose_preset(requested: str, runtime: Runtime) -> tuple[str, str]:
     Raises:
         ValueError: an unknown name.
     """
-    if requested not in {"auto", *PRESETS}:
-        raise refused("preset", f"one of {sorted(PRESETS)} or 'auto'", requested,
-                      "pick one of them")
-    name, reason = requested, "you asked for it"
-    if requested == "auto" and runtime.gpu_gib >= T4_MIN_GIB:
-        name, reason = "t4", f"the GPU has {runtime.gpu_gib:.1f} GiB, {T4_MIN_GIB:g} or more"
-    elif requested == "auto":
-        lack = f"the GPU has only {runtime.gpu_gib:.1f} GiB" if runtime.gpu_gib else "no CUDA GPU"
-        name, reason = "demo", f"{lack}, and the other presets want {T4_MIN_GIB:g} GiB"
-    return name, reason
+    if requested != "auto":
+        return preset(requested).preset, "you asked for it"
+    if runtime.gpu_gib >= T4_MIN_GIB:
+        return "t4", f"the GPU has {runtime.gpu_gib:.1f} GiB, {T4_MIN_GIB:g} or more"
+    lack = f"the GPU has only {runtime.gpu_gib:.1f} GiB" if runtime.gpu_gib else "no CUDA GPU"
+    return "demo", f"{lack}, and the other presets want {T4_MIN_GIB:g} GiB"
 
 
 def workspace(runtime: Runtime, root: Path | None = None) -> Path:

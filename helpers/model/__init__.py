@@ -8,6 +8,3 @@ from .enhancer import SplatEnhancer
 from .exports import export, load
 from .hub import push
 from .pix2pix_turbo import from_pix2pix_turbo
-
-__all__ = ["PARTS", "SplatEnhancer", "export", "from_pix2pix_turbo", "is_embedded", "load",
-           "part_files", "push"]

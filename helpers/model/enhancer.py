@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -15,14 +16,29 @@ from ..config import ModelConfig
 from ..errors import refused
 from .adapters import DECODER_TARGETS, UNET_TARGETS, add_lora, merged_lora, skip_convolutions
 from .base import embed_prompt, load_network, read_alpha_bar
+from .mask import RepairMask
 from .tiles import MARGIN_PX, OVERLAP_PX, TILE_PX, enhance_tiled
+
+
+class Repair(NamedTuple):
+    """One pass, and what it was put together from."""
+
+    restored: Tensor  # (B, 3, H, W): input + mask · (decoded − input)
+    decoded: Tensor  # (B, 3, H, W), the decoder's own picture
+    mask: Tensor | None  # (B, 1, H, W) in [0, 1]; None without a repair mask
+
+    def choice(self, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """What the mask chose from, and how, as the loss takes it; None without a mask."""
+        return None if self.mask is None else (degraded, self.decoded, self.mask)
 
 
 class SplatEnhancer(nn.Module):
     """A frozen latent-diffusion base that learns to restore images in one pass.
 
-    Trained are LoRA layers in the UNet and the VAE decoder, the UNet's `conv_in`, and 1×1 skip
-    convolutions from encoder to decoder. All modules hold working copies in one dtype; where that
+    Trained are LoRA layers in the UNet and the VAE decoder, the UNet's `conv_in`, 1×1 skip
+    convolutions from encoder to decoder, and the repair mask, which says per pixel how much of the
+    decoder's picture replaces the input. Without it (`config.mask` False) the outputs are those of
+    pix2pix-turbo. All modules hold working copies in one dtype; where that
     is a half-precision one, the trainer keeps fp32 masters of `trainable()`.
 
     Source: Parmar et al., "One-Step Image Translation with Text-to-Image Models", 2024.
@@ -51,6 +67,7 @@ class SplatEnhancer(nn.Module):
             add_lora(self.unet, config.unet_rank, UNET_TARGETS)
             add_lora(self.vae, config.vae_rank, DECODER_TARGETS)
             self.skips = skip_convolutions(vae.config.block_out_channels, config.skip_init)
+            self.mask = RepairMask(vae.config.block_out_channels) if config.mask else None
         self.unet.conv_in.requires_grad_(True)
         self.train()
 
@@ -83,26 +100,33 @@ class SplatEnhancer(nn.Module):
         """The sides of an image must be multiples of this: what VAE and UNet halve, in pixels."""
         return 2 ** sum(len(n.config.block_out_channels) - 1 for n in (self.vae, self.unet))
 
-    def forward(self, degraded: Tensor, skip_mask: Tensor | None = None) -> Tensor:
+    def forward(self, degraded: Tensor, skip_mask: Tensor | None = None, *,
+                parts: bool = False) -> Tensor | Repair:
         """Restore images in one step, differentiable and not clamped.
 
         Args:
             degraded: (B, 3, H, W) in [0, 1], sides multiples of `size_multiple`.
             skip_mask: (B,) factor on the skips of each sample, 0 drops them; None is all 1.
+            parts: return what the restored images were put together from, too.
 
         Returns:
-            (B, 3, H, W) float32, roughly in [0, 1].
+            (B, 3, H, W) float32, roughly in [0, 1]; with `parts` a Repair.
 
         Raises:
-            ValueError: images or a mask of another shape or type.
+            ValueError: images or a skip mask of another shape or type.
         """
         _check_images(degraded, self.size_multiple)
         skip_scale = self._skip_scale(skip_mask, len(degraded))
-        latent, features = self._encode(degraded)
+        latent, deepest, features = self._encode(degraded)
         prompt = self.prompt_embedding.expand(len(latent), -1, -1)
         noise = self.unet(latent.to(prompt.dtype), self.timestep, encoder_hidden_states=prompt)
-        return self._decode(to_clean_latent(latent, noise.sample, self.alpha_bar),
-                            features, skip_scale)
+        decoded = self._decode(to_clean_latent(latent, noise.sample, self.alpha_bar),
+                               features, skip_scale)
+        mask, restored = None, decoded
+        if self.mask is not None:
+            mask = self.mask(degraded, decoded, deepest, features)
+            restored = degraded + mask * (decoded - degraded)
+        return Repair(restored, decoded, mask) if parts else restored
 
     @torch.no_grad()
     def enhance(self, degraded: Tensor, strength: float = 1.0) -> Tensor:
@@ -118,18 +142,35 @@ class SplatEnhancer(nn.Module):
         Raises:
             ValueError: a strength outside [0, 1], or no such images.
         """
+        return self._enhanced(self, degraded, strength)
+
+    @torch.no_grad()
+    def enhance_and_show(self, degraded: Tensor, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+        """`enhance`, and where it repaired: the mask (B, 1, H, W) in [0, 1], all 1 without one."""
+        def both(images: Tensor) -> Tensor:
+            repair = self(images, parts=True)
+            mask = torch.ones_like(images[:, :1]) if repair.mask is None else repair.mask
+            return torch.cat([repair.restored, mask], 1)  # (b, 4, h, w)
+
+        enhanced = self._enhanced(both, degraded, strength, channels=4)
+        return enhanced[:, :3], enhanced[:, 3:]
+
+    def _enhanced(self, restore: Callable[[Tensor], Tensor], degraded: Tensor, strength: float,
+                  channels: int = 3) -> Tensor:
         if not 0.0 <= strength <= 1.0:
             raise refused("strength", "a number from 0 to 1", strength, "lower or raise it")
         was_training = self.training
         self.eval()
         try:
             with self.merged():
-                restored = enhance_tiled(
-                    self, degraded, tile_px=TILE_PX, overlap_px=OVERLAP_PX, margin_px=MARGIN_PX,
-                    multiple=self.size_multiple, batch=len(degraded))
+                enhanced = enhance_tiled(
+                    restore, degraded, tile_px=TILE_PX, overlap_px=OVERLAP_PX,
+                    margin_px=MARGIN_PX, multiple=self.size_multiple, batch=len(degraded),
+                    channels=channels).clamp(0.0, 1.0)
         finally:
             self.train(was_training)
-        return torch.lerp(degraded.float(), restored.clamp(0.0, 1.0), strength).clamp(0.0, 1.0)
+        enhanced[:, :3] = torch.lerp(degraded.float(), enhanced[:, :3], strength).clamp(0.0, 1.0)
+        return enhanced
 
     merged = merged_lora
 
@@ -179,7 +220,8 @@ class SplatEnhancer(nn.Module):
         """Count parameters: (part, frozen, trained), the total last."""
         parts = {"VAE encoder": [self.vae.encoder, self.vae.quant_conv],
                  "VAE decoder": [self.vae.decoder, self.vae.post_quant_conv],
-                 "UNet": [self.unet], "skips": [self.skips], "total": [self]}
+                 "UNet": [self.unet], "skips": [self.skips],
+                 "repair mask": [self.mask] if self.mask else [], "total": [self]}
         return [(part, _count(modules, trained=False), _count(modules, trained=True))
                 for part, modules in parts.items()]
 
@@ -201,7 +243,8 @@ class SplatEnhancer(nn.Module):
         return shape
 
     @torch.no_grad()
-    def _encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Latent, the encoder's last features, and what enters each of its blocks."""
         encoder, features = self.vae.encoder, []
         hidden = encoder.conv_in((images * 2 - 1).to(self.prompt_embedding.dtype))
         for block in encoder.down_blocks:
@@ -209,7 +252,7 @@ class SplatEnhancer(nn.Module):
             hidden = block(hidden)
         hidden = encoder.conv_act(encoder.conv_norm_out(encoder.mid_block(hidden)))
         mode, _ = self.vae.quant_conv(encoder.conv_out(hidden)).chunk(2, dim=1)
-        return mode.float() * self.vae.config.scaling_factor, features
+        return mode.float() * self.vae.config.scaling_factor, hidden, features
 
     def _decode(self, latent: Tensor, features: list[Tensor], skip_scale: Tensor) -> Tensor:
         decoder = self.vae.decoder

@@ -7,35 +7,31 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import platform
-import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors import torch as tensor_bytes
 from torch import Tensor, nn
 
 from ..config import TINY_BASE, Config, ModelConfig
 from ..errors import refused
-from ..storage import fetch, write_whole
+from ..machine import versions
+from ..storage import ABSURD, damage_named, digest, fetch, write_whole
 from .enhancer import SplatEnhancer
 
 WEIGHTS, CARD = "splat_enhancer.safetensors", "card.json"
 FORMAT = "splat-enhancer-export-1"
 PROMPT = "prompt_embedding"  # its name in the file: with it, loading needs no text encoder
-MODEL_FIELDS = ("base", "timestep", "unet_rank", "vae_rank", "prompt")  # all that inference needs
+MODEL_FIELDS = ("base", "timestep", "unet_rank", "vae_rank", "mask", "prompt")  # for inference
 PACKAGES = ("torch", "diffusers", "peft", "safetensors")
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 FINGERPRINT_RTOL = 1e-4  # half precision moves a mean of magnitudes by less
 EXPORT_AGAIN = "export the model again"
+_DAMAGE = (OSError, RecursionError, *ABSURD)
 
 
 def export(model: SplatEnhancer, config: Config, folder: str | Path, *,
@@ -69,7 +65,7 @@ def export(model: SplatEnhancer, config: Config, folder: str | Path, *,
     _refuse_other_model(model, tensors, config.model)
     content = tensor_bytes.save({n: t.contiguous() for n, t in tensors.items()})
     card = _describe(config, step, metrics) | {"base_fingerprint": fingerprint(model),
-                                               "sha256": hashlib.sha256(content).hexdigest()}
+                                               "sha256": digest(content)}
     try:
         text = json.dumps(card, indent=2, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
@@ -97,7 +93,7 @@ def load(name: str | Path, *, device: torch.device | str = "cpu",
         ValueError: no export there, a damaged one, or one that does not fit its base.
         RuntimeError: the hub did not give it, or its base.
     """
-    card, tensors = read(_fetch(name))
+    card, tensors = read(fetch(name, [CARD, WEIGHTS], instead=""))
     if dtype is None:
         dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     model = SplatEnhancer.from_pretrained(ModelConfig(**card["model"]), device=device, dtype=dtype,
@@ -138,47 +134,34 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ValueError: a missing, foreign or damaged file.
     """
-    card, path = _read_card(folder / CARD), folder / WEIGHTS
-    try:
+    path = folder / CARD
+    with damage_named(path, f"a readable card of format {FORMAT}, with file {WEIGHTS}, sha256, "
+                      "base_fingerprint and model settings", EXPORT_AGAIN, _DAMAGE):
+        card = json.loads(path.read_bytes())
+        _refuse_other_card(card)
+    path = folder / WEIGHTS
+    with damage_named(path, f"a readable safetensors file, as {CARD} names it", EXPORT_AGAIN,
+                      _DAMAGE):
         content = path.read_bytes()  # read once: what is hashed is what is used
-        found = hashlib.sha256(content).hexdigest()
-        if found != card["sha256"]:
-            raise refused(str(path), f"sha256 {card['sha256']}, as in {CARD}", found, EXPORT_AGAIN)
+        if (found := digest(content)) != card["sha256"]:
+            raise ValueError(f"sha256 {found} in place of {card['sha256']}")
         tensors = tensor_bytes.load(content)
-    except (OSError, SafetensorError) as error:
-        raise refused(str(path), "a readable safetensors file", str(error), EXPORT_AGAIN) from error
-    if PROMPT not in tensors:
-        raise refused(str(path), f"a tensor {PROMPT}", sorted(tensors)[:3], EXPORT_AGAIN)
+        if PROMPT not in tensors:
+            raise ValueError(f"no tensor {PROMPT} among {sorted(tensors)[:3]}")
     return card, tensors
 
 
-def _fetch(name: str | Path) -> Path:
-    if not Path(name).is_dir() and not (isinstance(name, str) and HUB_NAME.fullmatch(name)):
-        raise refused("name", "a folder with an export, or the hub name of one", str(name),
-                      "check the path")
-    return fetch(name, [CARD, WEIGHTS], instead="")
-
-
-def _read_card(path: Path) -> dict[str, Any]:
-    try:
-        card = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise refused(str(path), "a readable card", str(error), EXPORT_AGAIN) from error
-    found = card.get("format") if isinstance(card, dict) else type(card).__name__
-    if found != FORMAT:
-        raise refused(str(path), f"format {FORMAT}", found, EXPORT_AGAIN)
-    if card.get("file") != WEIGHTS or not isinstance(card.get("sha256"), str):
-        raise refused(str(path), f"file {WEIGHTS} and its sha256",
-                      (card.get("file"), card.get("sha256")), EXPORT_AGAIN)
-    marks = card.get("base_fingerprint")
-    if not isinstance(marks, dict) or not all(isinstance(v, float) for v in marks.values()):
-        raise refused(str(path), "base_fingerprint, numbers by part", marks, EXPORT_AGAIN)
-    try:
-        ModelConfig(**{name: card["model"][name] for name in card["model"].keys() | MODEL_FIELDS})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise refused(str(path), f"model settings {', '.join(MODEL_FIELDS)}",
-                      f"{type(error).__name__}: {error}", EXPORT_AGAIN) from error
-    return card
+def _refuse_other_card(card: Any) -> None:
+    """Raise something of `_DAMAGE` unless all that `load` reads is there, of its kind."""
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise ValueError(f"{card!r:.99}")
+    if card["file"] != WEIGHTS or not isinstance(card["sha256"], str):
+        raise ValueError(f"file {card['file']!r} with sha256 {card['sha256']!r}")
+    marks = card["base_fingerprint"]
+    if not all(isinstance(value, float) for value in marks.values()):
+        raise ValueError(f"base_fingerprint {marks}")
+    card["model"].setdefault("mask", False)  # older exports name none
+    ModelConfig(**{name: card["model"][name] for name in card["model"].keys() | MODEL_FIELDS})
 
 
 def _describe(config: Config, step: int, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -187,9 +170,8 @@ def _describe(config: Config, step: int, metrics: Mapping[str, Any] | None) -> d
         model["base"] = str(Path(model["base"]).resolve())  # loads from any working directory
     training = {"size_px": config.data.size_px, "steps": step, "degrade": asdict(config.degrade),
                 "source": source if source in ("avatars", "celeba-hq") else "a folder of images"}
-    versions = {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
     return {"format": FORMAT, "file": WEIGHTS, "model": model, "training": training,
-            "metrics": metrics, "licence": _licence(config), "versions": versions}
+            "metrics": metrics, "licence": _licence(config), "versions": versions(*PACKAGES)}
 
 
 def _licence(config: Config) -> list[str]:

@@ -11,8 +11,8 @@ from huggingface_hub import HfApi
 
 from ..config import TINY_BASE
 from ..errors import refused
-from ..storage import HUB_ERRORS
-from .exports import CARD, HUB_NAME, WEIGHTS, read
+from ..storage import HUB_ERRORS, HUB_NAME
+from .exports import CARD, WEIGHTS, read
 
 
 def push(folder: str | Path, repo_id: str, *, private: bool = True) -> str:

@@ -22,7 +22,8 @@ Piece = tuple[slice, Tensor]  # where a tile lies along one axis, and its weight
 
 @torch.no_grad()
 def enhance_tiled(restore: Callable[[Tensor], Tensor], images: Tensor, *, tile_px: int,
-                  overlap_px: int, multiple: int, margin_px: int = 0, batch: int = 1) -> Tensor:
+                  overlap_px: int, multiple: int, margin_px: int = 0, batch: int = 1,
+                  channels: int = 3) -> Tensor:
     """Restore images of any size, cut into equal tiles where they are larger than one.
 
     Neighbours are blended by a cosine ramp of `overlap_px` − 2·`margin_px` in the middle of their
@@ -30,16 +31,17 @@ def enhance_tiled(restore: Callable[[Tensor], Tensor], images: Tensor, *, tile_p
     `multiple`, so that a network that halves its input sees the same pixels together in each.
 
     Args:
-        restore: maps (b, 3, h, w) to the same shape; h and w at most `tile_px`.
+        restore: maps (b, 3, h, w) to (b, channels, h, w); h and w at most `tile_px`.
         images: (B, 3, H, W) in [0, 1], sides up to 2,048 px; padded to `multiple` by itself.
         tile_px: largest side of a tile, a multiple of `multiple`; smaller ones are used if as few.
         overlap_px: of neighbouring tiles, at least; at most half a tile.
         multiple: the sides of what `restore` sees are multiples of this.
         margin_px: rim of a tile that gets no weight, except at the border of the picture.
         batch: how many tiles, of any of the images, are restored at a time.
+        channels: of what `restore` returns.
 
     Returns:
-        (B, 3, H, W) float32, not clamped.
+        (B, channels, H, W) float32, not clamped.
 
     Raises:
         ValueError: an image out of range, or a result of another shape.
@@ -50,7 +52,7 @@ def enhance_tiled(restore: Callable[[Tensor], Tensor], images: Tensor, *, tile_p
     axes = [_cut(side, *place_tiles(side, tile_px, overlap_px, multiple),
                  ramp_px=overlap_px - 2 * margin_px) for side in padded.shape[-2:]]
     places = list(itertools.product(*axes, range(len(images))))
-    result = torch.zeros_like(padded, dtype=torch.float32)
+    result = padded.new_zeros(len(images), channels, *padded.shape[-2:], dtype=torch.float32)
     for i in range(0, len(places), batch):
         _add_restored(restore, padded, places[i:i + batch], result)
     return result[..., :height, :width]
@@ -106,9 +108,10 @@ def _add_restored(restore: Callable[[Tensor], Tensor], padded: Tensor,
     tiles = torch.stack([padded[image, :, rows, columns]
                          for (rows, _), (columns, _), image in places])  # (b, 3, h, w)
     restored = restore(tiles)
-    if restored.shape != tiles.shape:
-        raise refused("restore", f"a result of shape {tuple(tiles.shape)}",
-                      tuple(restored.shape), "keep the size of what it is given")
+    expected = (len(tiles), result.shape[1], *tiles.shape[2:])
+    if restored.shape != expected:
+        raise refused("restore", f"a result of shape {expected}", tuple(restored.shape),
+                      "keep the size of what it is given")
     for tile, ((rows, down), (columns, across), image) in zip(restored, places, strict=True):
         weight = down.to(result.device)[:, None] * across.to(result.device)  # (h, w)
         result[image, :, rows, columns] += tile.float() * weight

@@ -2,5 +2,3 @@
 
 from .budget import plan_memory
 from .downloads import plan_downloads
-
-__all__ = ["plan_downloads", "plan_memory"]

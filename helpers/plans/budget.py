@@ -106,7 +106,7 @@ def build_on_meta(config: Config, dtype: torch.dtype) -> tuple[SplatEnhancer, En
         model = SplatEnhancer(config.model, vae=AutoencoderKL.from_config(vae),
                               unet=UNet2DConditionModel.from_config(unet),
                               prompt_embedding=prompt, alpha_bar=0.5).to(dtype)
-        offline = replace(config.loss, l1=1.0, clip=0.0, pretrained=False)
+        offline = replace(config.loss, l1=1.0, clip=0.0, vgg="random")
         loss = EnhancerLoss(offline, device="meta", dtype=dtype)
         loss.clip = _clip().to(dtype) if config.loss.clip else None
     loss.config = config.loss
@@ -135,8 +135,9 @@ def prepare_step(config: Config, model: SplatEnhancer, loss: EnhancerLoss, *,
     mask = torch.ones(len(clean), device=device)
 
     def step() -> None:
-        restored = model(degraded, mask)
-        trainer.backward(loss(restored, clean)["total"])
+        repair = model(degraded, mask, parts=True)
+        losses = loss(repair.restored, clean, choice=repair.choice(degraded))
+        trainer.backward(losses["total"])
         trainer.update()
 
     return step

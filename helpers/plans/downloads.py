@@ -104,7 +104,7 @@ def _repositories(config: Config, caches: Sequence[Path | None],
 
 def _torchvision_weights(config: Config) -> dict[str, int]:
     """ImageNet backbones of the loss and the metrics; torchvision itself names their sizes."""
-    if not config.loss.pretrained:
+    if config.loss.vgg != "lpips":
         return {}
     cache, sizes = Path(torch.hub.get_dir()) / "checkpoints", {}
     for model in ("vgg16", "alexnet"):

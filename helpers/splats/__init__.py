@@ -4,24 +4,6 @@ Beside them the two things that need them most: numbers drawn per sample, and im
 """
 
 from .draws import FIELD_SIZE, Draws
-from .fit import GAUSSIANS, STEPS, fitted_pairs
+from .fit import GAUSSIANS, STEPS, descend, draw_fit, fitted_pairs
 from .gaussians import GRID, LIMIT, Gaussians, describe, sample_at
 from .rasteriser import Camera, Splats, drawing_device, project, rasterise
-
-__all__ = [
-           "FIELD_SIZE",
-           "GAUSSIANS",
-           "GRID",
-           "LIMIT",
-           "STEPS",
-           "Camera",
-           "Draws",
-           "Gaussians",
-           "Splats",
-           "describe",
-           "drawing_device",
-           "fitted_pairs",
-           "project",
-           "rasterise",
-           "sample_at",
-]

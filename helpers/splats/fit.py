@@ -1,14 +1,15 @@
 """Damage not seen in training: a picture fitted by too few Gaussians, stopped too early.
 
 Wu et al. (DIFIX3D+, 2025) make training pairs by underfitting a reconstruction; here the same
-pairs, from one picture instead of a scene, are for evaluation only.
+pairs, from one picture instead of a scene, are for evaluation only: what is trained on is fitted by
+another recipe (`pairs/underfit.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +28,8 @@ FIRST_SEED = 800_000  # picture i of an evaluation set is fitted by this seed pl
 # Per step of Adam. Kerbl et al. (2023) give sizes and turns more than places; all are larger here
 # by the 30,000 steps they take to our few, and overshoot: that is where the blotches come from.
 RATES = {"places": 4e-3, "lengths": 0.2, "angles": 0.3, "colors": 0.1, "opacities": 0.3}
+
+Fit = dict[str, Tensor]  # what is learned, by the names of RATES
 
 
 @torch.enable_grad()
@@ -92,21 +95,52 @@ def fitted_pairs(clean: Iterable[Tensor], folder: Path, *, gaussians: int = GAUS
         count += len(batch)
 
 
+def draw_fit(values: Fit, depths: Tensor, wall: Tensor) -> Tensor:
+    """Draw what is being fitted before a wall: (B, 3, H, W), differentiable, not clamped.
+
+    Args:
+        values: name in `RATES` → (B, N, ...); lengths as logarithms, opacities as logits.
+        depths: (B, N), smaller is in front.
+        wall: (B, 3, H, W).
+    """
+    lengths, opacities = values["lengths"].exp(), values["opacities"].sigmoid()
+    found = Gaussians(values["places"], lengths, values["angles"], values["colors"], opacities,
+                      depths)
+    return rasterise(found.splats(*wall.shape[2:]), *wall.shape[2:], background=wall)[0]
+
+
+@torch.enable_grad()
+def descend(values: Fit, depths: Tensor, image: Tensor, wall: Tensor, steps: int, *,
+            rates: Mapping[str, float] = RATES, seen: Tensor | None = None) -> None:
+    """Move Gaussians towards pictures by Adam, which minimises the mean absolute difference.
+
+    Args:
+        values: as for `draw_fit`, leaves that require gradients; changed in place.
+        depths, wall: as for `draw_fit`.
+        image: (B, 3, H, W) in [0, 1].
+        steps: how many; 0 leaves the values as they are.
+        rates: learning rates by name.
+        seen: (B, 1, H, W), what each pixel weighs; None: all the same.
+    """
+    optimiser = torch.optim.Adam([{"params": [values[name]], "lr": rate}
+                                  for name, rate in rates.items()], eps=1e-15)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        error = (draw_fit(values, depths, wall) - image).abs()
+        loss = (error if seen is None else error * seen).mean((1, 2, 3)).sum()
+        loss.backward()
+        optimiser.step()
+
+
 def _fit(image: Tensor, count: int, steps: int, seeds: list[int]) -> Tensor:
     values, depths = _start(image, count, seeds)
     wall = image.mean((2, 3), keepdim=True).expand_as(image)
-    optimiser = torch.optim.Adam([{"params": [values[name]], "lr": rate}
-                                  for name, rate in RATES.items()], eps=1e-15)
-    for _ in range(steps):
-        optimiser.zero_grad()
-        loss = (_draw(values, depths, wall) - image).abs().mean((1, 2, 3)).sum()
-        loss.backward()
-        optimiser.step()
+    descend(values, depths, image, wall, steps)
     with torch.no_grad():
-        return _draw(values, depths, wall).clamp(0, 1)
+        return draw_fit(values, depths, wall).clamp(0, 1)
 
 
-def _start(image: Tensor, count: int, seeds: list[int]) -> tuple[dict[str, Tensor], Tensor]:
+def _start(image: Tensor, count: int, seeds: list[int]) -> tuple[Fit, Tensor]:
     """What is learned, name → (B, N, ...), lengths as logarithms and opacities as logits."""
     draws = Draws(seeds, "fit", image.device)
     with torch.no_grad():
@@ -121,13 +155,6 @@ def _start(image: Tensor, count: int, seeds: list[int]) -> tuple[dict[str, Tenso
             "opacities": torch.full_like(drawn.depths, -1.0),  # 0.27: translucent
         }
     return {name: v.requires_grad_() for name, v in values.items()}, draws.uniform(count)
-
-
-def _draw(values: dict[str, Tensor], depths: Tensor, wall: Tensor) -> Tensor:
-    lengths, opacities = values["lengths"].exp(), values["opacities"].sigmoid()
-    found = Gaussians(values["places"], lengths, values["angles"], values["colors"], opacities,
-                      depths)
-    return rasterise(found.splats(*wall.shape[2:]), *wall.shape[2:], background=wall)[0]
 
 
 def _recipe(clean: Tensor, seed: int, gaussians: int, steps: int) -> str:

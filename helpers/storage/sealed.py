@@ -10,26 +10,21 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
+
+from .whole import SEAL_BYTES, damage_named, read_seal
 
 FORMAT = "splat-enhancer-2"
 SEAL = "~sha256"  # the name of the last tensor
-SEAL_BYTES = 32
 LARGEST_HEADER_BYTES = 100_000_000  # the limit of safetensors itself
 DTYPES = {torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32",
           torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8", torch.bool: "BOOL"}
-
-
-class DamagedFile(ValueError):
-    """A file whose content is not what this project wrote."""
 
 
 def write_sealed(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -82,40 +77,8 @@ def verify(content: bytes, path: Path | str) -> dict[str, str]:
     """The texts of a sealed file's bytes; DamagedFile unless each is as it was written."""
     with damage_named(path):
         texts = _metadata(_header(BytesIO(content)))
-        _refuse_misfit(hashlib.sha256(memoryview(content)[:-SEAL_BYTES]).digest(),
-                       content[-SEAL_BYTES:])
-        return texts
-
-
-def read_seal(path: Path) -> bytes:
-    """The SHA-256 of a sealed file, compared with its bytes without holding them in memory.
-
-    Raises:
-        DamagedFile: they do not fit.
-        OSError: the file cannot be read.
-    """
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(2**18))
-    with path.open("rb", buffering=0) as file, damage_named(path):
-        left = max(0, os.fstat(file.fileno()).st_size - SEAL_BYTES)
-        while left and (count := file.readinto(buffer[:left])):
-            digest.update(buffer[:count])
-            left -= count
-        seal = file.read(SEAL_BYTES)
-        _refuse_misfit(digest.digest(), seal)
-    return seal
-
-
-@contextmanager
-def damage_named(path: Path | str) -> Iterator[None]:
-    """Turn whatever absurd content can raise into one DamagedFile that names the file."""
-    try:
-        yield
-    except DamagedFile:
-        raise
-    except (ValueError, TypeError, LookupError, AttributeError, AssertionError, OverflowError,
-            RuntimeError, SafetensorError) as error:
-        raise DamagedFile(f"{path}: expected a whole checkpoint, got {error!s:.300}; "
-                          "use another copy") from error
+    read_seal(content, path)
+    return texts
 
 
 def _pieces(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
@@ -136,11 +99,6 @@ def _pieces(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Iterator[by
     for name in names:
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
         yield memoryview(flat.view(torch.uint8).numpy())
-
-
-def _refuse_misfit(digest: bytes, seal: bytes) -> None:
-    if digest != seal:
-        raise ValueError("bytes that do not fit their SHA-256: it is truncated or damaged")
 
 
 def _header(file: BinaryIO) -> dict[str, Any]:

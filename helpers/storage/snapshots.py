@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +25,11 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import tqdm
 
+from ..errors import refused
+
 # A name that cannot be one, and the base error of the client's own HTTP library
 HUB_ERRORS = (OSError, HFValidationError, *HfHubHTTPError.__bases__)
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the better one first
 WAITS_S = (2, 4, 8)  # before the tries after the first
 LONGEST_WAIT_S = 60  # of those that a hub asks for
@@ -55,16 +59,20 @@ def fetch(name: str | Path, files: Sequence[str], weights: Sequence[str] = (), *
         The folder that has them.
 
     Raises:
+        ValueError: neither a folder nor a name that a hub could have.
         RuntimeError: the hub did not give them; it says what came and what to do.
     """
     if Path(name).is_dir():
         return Path(name)
-    cached = partial(_cached, str(name), files, weights)
+    if not (isinstance(name, str) and HUB_NAME.fullmatch(name)):
+        raise refused("hub", "a folder, or the name of a repository as owner/name",
+                      str(name), f"check the path{instead}")
+    cached = partial(_cached, name, files, weights)
     try:
-        folder = _first_whole(partial(_download, str(name), cached), files, weights)
+        folder = _first_whole(partial(_download, name, cached), files, weights)
     except HUB_ERRORS as error:
         if (folder := cached()) is None:
-            raise out_of_reach(str(name), error, instead) from error
+            raise out_of_reach(name, error, instead) from error
         print(f"hub: {name}: {_reason(error)}; what lies in the cache is used")
     if folder is None:
         raise RuntimeError(f"hub: expected {name} to have {', '.join(files)}"

@@ -2,5 +2,3 @@
 
 from .loop import Record, train
 from .trainer import Trainer
-
-__all__ = ["Record", "Trainer", "train"]

@@ -20,11 +20,11 @@ from torch import Tensor
 from ..checkpoints import Publisher, claim
 from ..checkpoints import checkpoint as checkpoints
 from ..config import Config, OptimConfig
-from ..degradation import degrade, draw_amounts
 from ..distances import EnhancerLoss
 from ..faces import Faces, load_batches
 from ..machine import Stopped, StopRequests
 from ..model import SplatEnhancer
+from ..pairs import Sources, draw_pairs, trained_on
 from .autosave import Autosave
 from .trainer import Trainer
 
@@ -51,24 +51,24 @@ def learning_rate_at(step: int, optim: OptimConfig) -> float:
 
 
 def training_batch(config: Config, drawn: tuple[Tensor, Tensor, Tensor],
-                   device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
+                   device: torch.device | str, sources: Sources | None = None,
+                   ) -> tuple[Tensor, Tensor, Tensor]:
     """Clean and degraded images (B, 3, H, W) in [0, 1] and the skip mask (B,) of a batch.
 
     Args:
         drawn: clean, regions and sample seeds, from `draw_batch`.
         device: where the images are damaged and wanted.
+        sources: of pairs that are not drawn, from `prepare_pairs`.
     """
-    clean, regions, seeds = drawn
-    clean, regions = clean.to(device), regions.to(device)
-    amounts = draw_amounts(config.degrade, seeds)
-    degraded = degrade(clean, regions, config.degrade, seeds, amounts=amounts)
+    seeds = drawn[2]
+    clean, degraded, _ = draw_pairs(config, sources or {}, drawn, device)
     dice = torch.Generator().manual_seed(int(seeds[0]))
     keep = torch.rand(len(seeds), generator=dice) >= config.model.skip_dropout
     return clean, degraded, keep.float().to(device)
 
 
 def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss, *, folder: Path,
-          drive: Path | None = None) -> Iterator[Record]:
+          drive: Path | None = None, sources: Sources | None = None) -> Iterator[Record]:
     """Train from where the run stands to `config.optim.steps`, saving on the way.
 
     A stop (the Stop button, Ctrl-C, SIGTERM) finishes the step, saves, and then raises
@@ -81,6 +81,7 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
         loss: on the model's device.
         folder: where this run saves.
         drive: a folder that gets a copy of every save, or None.
+        sources: of pairs that are not drawn, from `prepare_pairs`.
 
     Yields:
         One Record per step.
@@ -92,7 +93,8 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
         OSError: the last state could not be saved.
     """
     device, optim = next(model.parameters()).device, config.optim
-    with _session(config, model, faces, folder, drive) as (trainer, batches, autosave, stop):
+    with _session(config, model, faces, folder, drive, sources or {}) as (
+            trainer, batches, autosave, stop):
         while trainer.step < optim.steps and not stop.asked:
             autosave.before_step()
             started, terms = time.perf_counter(), Counter()
@@ -101,9 +103,11 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
 
             first = trainer.step * optim.accumulate
             for number in range(first, first + optim.accumulate):
-                clean, degraded, skip_mask = training_batch(config, next(batches), device)
-                restored = model(degraded, skip_mask)
-                losses = loss(restored, clean, view_seed=config.run.seed + number)
+                clean, degraded, skip_mask = training_batch(config, next(batches), device,
+                                                            sources)
+                repair = model(degraded, skip_mask, parts=True)
+                losses = loss(repair.restored, clean, choice=repair.choice(degraded),
+                              view_seed=config.run.seed + number)
                 trainer.backward(losses["total"])
                 terms.update({name: value.detach() for name, value in losses.items()})
             norm, skipped = trainer.update()
@@ -120,11 +124,12 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
 
 @contextmanager
 def _session(config: Config, model: SplatEnhancer, faces: Faces, folder: Path, drive: Path | None,
-             ) -> Iterator[tuple[Trainer, Iterator, Autosave, StopRequests]]:
+             sources: Sources) -> Iterator[tuple[Trainer, Iterator, Autosave, StopRequests]]:
     """All that surrounds the loop: opened in order, and closed however the loop ends."""
     optim, workers = config.optim, config.run.loader_workers
     with claim(folder) as claimed, closing(Publisher(drive)) as publisher, StopRequests() as stop:
-        trainer = resume(config, model, folder=folder, drive=drive, faces=faces.trained_on)
+        trainer = resume(config, model, folder=folder, drive=drive,
+                         faces=trained_on(faces, sources, config.pairs))
         autosave = Autosave(trainer, folder, publisher, claimed)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()  # what came before is not training's

@@ -2,19 +2,17 @@
 
 from .display import (
     LiveTraining,
-    color_regions,
     compare,
     degradation_grid,
     effect_grid,
+    pairs_grid,
     ranked_comparison,
     save_figure,
     save_image,
     show,
     side_by_side,
     training_curve,
+    transfer_chart,
 )
+from .pictures import color_regions
 from .sliders import DegradationSliders
-
-__all__ = ["DegradationSliders", "LiveTraining", "color_regions", "compare", "degradation_grid",
-           "effect_grid", "ranked_comparison", "save_figure", "save_image", "show",
-           "side_by_side", "training_curve"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,18 +18,25 @@ from torch import Tensor
 
 from ..checkpoints import checkpoint
 from ..config import Config, DegradeConfig
-from ..degradation import AMOUNTS, STAGES, Preview, degrade, variation_mask
-from ..evaluation import Result, held_out_pairs
-from ..faces import REGIONS, Faces
+from ..degradation import AMOUNTS, GROUPS, STAGES, Preview, degrade, variation_mask
+from ..evaluation import Batch, Result
+from ..faces import REGIONS
 from ..machine import Bar
 from ..model import SplatEnhancer
 from ..storage import write_whole
 from ..training import Record
-from .pictures import color_regions as color_regions
-from .pictures import common_length, divided, mask_overlay, region_overlay, tint, to_bytes, to_tag
+from .pictures import (
+    common_length,
+    divided,
+    mask_overlay,
+    region_overlay,
+    shown,
+    tint,
+    to_bytes,
+    to_tag,
+)
 
 _NO_SLOT = SimpleNamespace(update=lambda _: None)  # where there is no notebook
-GROUPS = tuple(stage.name for stage in STAGES if len(stage.amounts) > 1)  # regions, splat
 
 
 def grid(columns: Mapping[str, Tensor], *, rows: Sequence[str] | None = None, side_in: float = 1.7,
@@ -84,30 +91,86 @@ def _transposed(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for i in range(count)}
 
 
-def ranked_comparison(config: Config, faces: Faces, model: SplatEnhancer, result: Result, *,
-                      device: torch.device | str) -> Figure:
-    """Degraded, restored and clean: the two best, median and worst faces, a column each.
+def ranked_comparison(model: SplatEnhancer, result: Result, pairs: Iterable[Batch],
+                      title: str = "") -> Figure:
+    """The two best, median and worst of a test set: degraded, restored, where, and clean.
 
     Args:
-        config, faces: of the run.
         model: the trained enhancer.
-        result: of `evaluate` on the whole test set; ranked by the perceptual metric of a network
-            that the loss does not know.
+        result: of `evaluate` on this set; ranked by its first metric, whose network the loss does
+            not know.
+        pairs: the set once more, from `held_out_sets`.
+        title: above everything; the metric follows it.
     """
-    metric = "lpips_alex" if "lpips_alex" in result.gain else next(iter(result.gain))
-    order = sorted(range(result.n), key=lambda i: -result.gain[metric][i])
+    metric = next(iter(result.gain))
+    order = sorted(range(result.n), key=lambda i: result.restored[metric][i]
+                   - result.degraded[metric][i])
     half = (result.n - 2) // 2
     kinds = dict.fromkeys(order[half:half + 2], "median") \
         | dict.fromkeys(order[-2:], "worst") | dict.fromkeys(order[:2], "best")
     picked = [i for i in order if i in kinds]
-    pairs = held_out_pairs(config, faces, device=device, batch=len(picked), indices=picked)
-    clean, degraded = next(pairs)
-    parts = {"degraded": degraded, "restored": model.enhance(degraded), "clean": clean}
-    columns = {f"{kinds[i]} (face {i + 1})\n{result.degraded[metric][i]:.2f} → "
+    clean, degraded = _picked(pairs, picked)
+    restored, mask = model.enhance_and_show(degraded)
+    parts = {"degraded": degraded, "restored": restored,
+             "where it repaired": _repaired(restored, mask), "clean": clean}
+    columns = {f"{kinds[i]} ({i + 1})\n{result.degraded[metric][i]:.2f} → "
                f"{result.restored[metric][i]:.2f}": torch.stack([p[n] for p in parts.values()])
                for n, i in enumerate(picked)}
     return grid(columns, rows=list(parts),
-                title=f"{metric}: degraded → restored, of {result.n} held-out faces")
+                title=f"{title}{metric}: degraded → restored, of {result.n} pictures")
+
+
+def _picked(pairs: Iterable[Batch], wanted: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Some of a set's pairs, in the order wanted: clean and degraded, each (B, 3, H, W)."""
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    count = 0
+    for clean, degraded, _ in pairs:
+        found |= {i: (clean[i - count], degraded[i - count])
+                  for i in wanted if count <= i < count + len(clean)}
+        count += len(clean)
+    clean, degraded = zip(*(found[i] for i in wanted), strict=True)
+    return torch.stack(clean), torch.stack(degraded)
+
+
+def _repaired(restored: Tensor, mask: Tensor) -> Tensor:
+    """The picture, the bluer the more the network took its own."""
+    return tint(restored, mask_overlay(mask[:, 0]))
+
+
+def pairs_grid(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
+    """A row of degraded pictures over the clean ones for each kind of pair.
+
+    Args:
+        pairs: kind → degraded and clean, each (B, 3, H, W) in [0, 1], the same B everywhere.
+    """
+    rows = {f"{kind}{part}": images for kind, two in pairs.items()
+            for part, images in zip(("", ", clean"), two, strict=True)}
+    return grid(_transposed(rows), rows=list(rows), side_in=1.3)
+
+
+def transfer_chart(table: Mapping[str, Any], metric: str = "stlpips_alex") -> Figure:
+    """The transfer table as a heat map: gain in the metric, with the change in PSNR below it.
+
+    Args:
+        table: from `evaluation.transfer`.
+        metric: a distance; sets on which it has no gain are left out.
+    """
+    sets = [name for name, of in next(iter(table.values())).items() if metric in of["gain"]]
+    gains = [[table[row][name]["gain"][metric]["mean"] for name in sets] for row in table]
+    figure = Figure(figsize=(1.6 * len(sets) + 2.6, 0.5 * len(table) + 1.0), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(gains, cmap="RdBu", vmin=-60, vmax=60, aspect="auto")
+    axis.set_xticks(range(len(sets)), [name.replace("_", " ") for name in sets])
+    axis.set_yticks(range(len(table)), list(table))
+    axis.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    for row, name in enumerate(table):
+        for column, tested in enumerate(sets):
+            decibels = table[name][tested]["gain"]["psnr"]["mean"]
+            axis.text(column, row, f"{gains[row][column]:+.0f} %\n{decibels:+.2f} dB", fontsize=8,
+                      ha="center", va="center",
+                      color="white" if abs(gains[row][column]) > 45 else "black")
+    axis.set_title(f"gain in {metric}: trained on (rows) × tested on", fontsize=9)
+    return figure
 
 
 def training_curve(history: Sequence[Mapping[str, Any]]) -> Figure:
@@ -155,9 +218,15 @@ def show(figure: Figure, alt: str) -> None:
     display(_picture(figure, alt))
 
 
-def compare(before: Tensor, after: Tensor) -> None:
-    """Display two images (1, 3, H, W) in [0, 1], one over the other, with a divider to drag."""
+def compare(before: Tensor, after: Tensor, mask: Tensor | None = None) -> None:
+    """Display two images (1, 3, H, W) in [0, 1], one over the other, with a divider to drag.
+
+    Args:
+        mask: (1, 1, H, W) in [0, 1]; shown below, over the second image.
+    """
     display(HTML(divided(before[0], after[0])))
+    if mask is not None:
+        display(HTML(shown(_repaired(after, mask)[0], "where it repaired")))
 
 
 class LiveTraining:

@@ -101,8 +101,7 @@ def divided(before: Tensor, after: Tensor) -> str:
     Args:
         before, after: (3, H, W) in [0, 1], of one size: left and right of the divider.
     """
-    size = _fitted(before.shape[1:], COMPARED_SIDE)
-    first, second = (to_tag(to_bytes(_shrunk(image), "JPEG"), name, size=size)
+    first, second = (shown(image, name)
                      for name, image in (("input", before), ("restored", after)))
     # JupyterLab would take the arrow keys for itself; it may have those with Ctrl
     return (f'{DIVIDER}<div class="divided">{first} {second}<i></i>'
@@ -110,6 +109,12 @@ def divided(before: Tensor, after: Tensor) -> str:
             """oninput="this.parentNode.style.setProperty('--at', this.value + '%')" """
             'onkeydown="event.ctrlKey || event.metaKey || event.stopPropagation()"></div>'
             "<div>left input, right restored: drag over the picture, or use the arrow keys</div>")
+
+
+def shown(image: Tensor, alt: str) -> str:
+    """An image (3, H, W) in [0, 1] as HTML, in the size of compared ones."""
+    size = _fitted(image.shape[1:], COMPARED_SIDE)
+    return to_tag(to_bytes(_shrunk(image), "JPEG"), alt, size=size)
 
 
 def _shrunk(image: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ..config import DegradeConfig
 from ..degradation import (
     AMOUNTS,
     DAMAGE,
+    GROUPS,
     IMITATES,
     STAGES,
     Preview,
@@ -31,10 +32,9 @@ TILE = 224, 224  # four stand in a row above the sliders, on one screen
 BUTTON = {"layout": {"width": "auto"}}
 OWN = "your own"  # what the menu shows when the sliders stand at none of its entries
 TOOLTIP = "tooltip" if hasattr(widgets.FloatSlider, "tooltip") else "description_tooltip"  # 8, 7
-GROUPS = {stage.name: (*stage.amounts, *(("variation",) if stage.varies else ()))
-          for stage in STAGES if len(stage.amounts) > 1}
-GROUPS["whole image"] = tuple(stage.amounts[0] for stage in STAGES if len(stage.amounts) == 1)
-GROUPS["training"] = tuple(n for n in IMITATES if n not in {"strength", "variation", *AMOUNTS})
+PAGES = GROUPS | {
+    "whole image": tuple(stage.amounts[0] for stage in STAGES if len(stage.amounts) == 1),
+    "training": tuple(n for n in IMITATES if n not in {"strength", "variation", *AMOUNTS})}
 LEGENDS = {"none": "", "regions": pictures.region_legend(),
            "variation": "The bluer, the more of the blur of the regions arrives there."}
 
@@ -145,8 +145,8 @@ class DegradationSliders(widgets.VBox):
         self.row, self.note, self.status = _wrapping(), widgets.HTML(), widgets.HTML()
 
     def _rows(self) -> list[widgets.Widget]:
-        tabs = widgets.Tab([self._page(group, names) for group, names in GROUPS.items()])
-        for index, group in enumerate(GROUPS):
+        tabs = widgets.Tab([self._page(group, names) for group, names in PAGES.items()])
+        for index, group in enumerate(PAGES):
             tabs.set_title(index, group)
         return [_wrapping(self.menu, self.picker, self.seed, self.new_seed, self.reset, self.use),
                 self.row, _wrapping(self.sliders["strength"], self.overlay, self.all_steps),

@@ -53,17 +53,18 @@ def until(condition, timeout_s=20.0):
         time.sleep(0.005)
 
 
-def idle(publisher):
-    return lambda: not publisher._calls.unfinished_tasks
+def submit(publisher, file, **options):
+    """Hand a file over and wait until it was tried."""
+    publisher.submit(file, **options)
+    until(lambda: not publisher._calls.unfinished_tasks)
 
 
 def test_published_files_are_the_saved_ones_under_fixed_names(tmp_path):
     publisher, local = Publisher(tmp_path / "new" / "drive"), tmp_path / "local"
     for step in (1, 2, 3):
-        publisher.submit(saved(local, step, best=step == 2), best=step == 2)
-        until(idle(publisher))
+        submit(publisher, saved(local, step, best=step == 2), best=step == 2)
     publisher.close()
-    drive = tmp_path / "new" / "drive"
+    drive = publisher.folder
     assert steps_in(drive) == {LATEST: 3, PREVIOUS: 2, BEST: 2}
     for name in NAMES:
         assert (drive / name).read_bytes() == (local / name).read_bytes()
@@ -117,8 +118,7 @@ def test_a_copy_that_differs_does_not_count(drive, tmp_path, monkeypatch):
 def test_a_later_state_on_drive_that_this_run_does_not_know_is_kept(drive, tmp_path, capsys):
     publish(content_of(tmp_path, 900), drive / LATEST)
     publisher = Publisher(drive)
-    publisher.submit(saved(tmp_path / "local", 100, best=True), best=True)
-    until(idle(publisher))
+    submit(publisher, saved(tmp_path / "local", 100, best=True), best=True)
     publisher.close()
     assert "got step 900" in capsys.readouterr().out and steps_in(drive) == {LATEST: 900}
 
@@ -161,19 +161,15 @@ def test_a_kill_between_any_two_renames_leaves_a_state_and_no_hindrance(drive, t
                                     errno.EACCES])
 def test_a_drive_that_fails_and_comes_back_is_told_once_each_time(drive, tmp_path, capsys, number):
     publisher, back = Publisher(drive), threading.Event()
-    publisher.submit(saved(tmp_path / "local", 1))
-    until(idle(publisher))
+    submit(publisher, saved(tmp_path / "local", 1))
     with faulty(drive, errno=number, until=back.is_set) as faults:
         for step in (2, 3, 4):
-            publisher.submit(saved(tmp_path / "local", step, best=step == 3), best=step == 3)
-            until(idle(publisher))
+            submit(publisher, saved(tmp_path / "local", step, best=step == 3), best=step == 3)
         assert steps_in(tmp_path / "local")[LATEST] == 4
         back.set()
-        publisher.submit(saved(tmp_path / "local", 5))
-        until(idle(publisher))
+        submit(publisher, saved(tmp_path / "local", 5))
     with faulty(drive, errno=number):
-        publisher.submit(saved(tmp_path / "local", 6))
-        until(idle(publisher))
+        submit(publisher, saved(tmp_path / "local", 6))
     publisher.close()  # tries once more
     told = capsys.readouterr().out.splitlines()
     assert faults.hits >= 3 and len(told) == 4
@@ -185,8 +181,7 @@ def test_a_drive_that_fails_and_comes_back_is_told_once_each_time(drive, tmp_pat
 def test_a_full_drive_keeps_what_it_has(drive, tmp_path, capsys):
     publisher = Publisher(drive)
     for step in (1, 2):
-        publisher.submit(saved(tmp_path / "local", step))
-        until(idle(publisher))
+        submit(publisher, saved(tmp_path / "local", step))
     with faulty(drive, errno=errno.EDQUOT, after_bytes=9_000) as faults:
         publisher.submit(saved(tmp_path / "local", 3))
         publisher.close()
@@ -277,7 +272,6 @@ def test_a_save_handed_over_during_a_copy_comes_after_it(drive, tmp_path):
         until(lambda: faults.hits)
         publisher.submit(saved(tmp_path / "local", 2))
         back.set()
-        until(idle(publisher))
     publisher.close()
     assert steps_in(drive) == {LATEST: 2, PREVIOUS: 1}
 
@@ -296,8 +290,7 @@ def test_saves_during_slow_copies_never_mix(drive, tmp_path):
 def test_a_session_that_was_overtaken_publishes_nothing_more(drive, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: "first-machine")
     older = Publisher(drive)
-    older.submit(saved(tmp_path / "a", 4))
-    until(idle(older))
+    submit(older, saved(tmp_path / "a", 4))
     monkeypatch.setattr(socket, "gethostname", lambda: "second-machine")
     newer = Publisher(drive)
     assert "on first-machine" in (told := capsys.readouterr().out) and "next save" in told
@@ -311,15 +304,12 @@ def test_a_session_that_was_overtaken_publishes_nothing_more(drive, tmp_path, ca
     assert not newer.lost and steps_in(drive) == {LATEST: 6, PREVIOUS: 4}
 
 
-def test_a_local_file_that_is_gone_is_told_and_stops_nothing(drive, tmp_path, capsys):
-    publisher = Publisher(drive)
-    publisher.submit(tmp_path / "nothing")
-    publisher.close()
+def test_a_local_file_that_is_gone_is_told_and_without_a_folder_nothing_happens(
+        drive, tmp_path, capsys):
+    for folder in (None, drive):
+        assert capsys.readouterr().out == ""
+        publisher = Publisher(folder)
+        publisher.submit(tmp_path / "nothing")
+        publisher.close()
+    assert not publisher.lost
     assert "nothing" in capsys.readouterr().out and [p.name for p in drive.iterdir()] == [OWNER]
-
-
-def test_without_a_folder_nothing_happens(tmp_path, capsys):
-    publisher = Publisher(None)
-    publisher.submit(tmp_path / "nothing")
-    publisher.close()
-    assert not publisher.lost and capsys.readouterr().out == ""

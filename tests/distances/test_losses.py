@@ -12,11 +12,11 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from helpers.config import LossConfig
 from helpers.distances import losses
-from helpers.distances.losses import EnhancerLoss
+from helpers.distances.losses import EnhancerLoss, mask_loss
 from helpers.distances.perceptual import gram_distance, gram_matrix, load_lpips, vgg_distances
 
 REAL_LPIPS = Path(__file__).parents[3] / "shared" / "lpips"
-CONFIG = LossConfig(l1=3.0, lpips=0.7, gram=5.0, clip=0.2, pretrained=False)
+CONFIG = LossConfig(l1=3.0, lpips=0.7, gram=5.0, clip=0.2, vgg="random")
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +105,52 @@ def test_total_is_the_weighted_sum(loss, images):
 
 
 def test_the_description_names_the_weights_and_the_network(loss):
-    part = EnhancerLoss(LossConfig(l1=2, lpips=0.5, gram=0, clip=0, pretrained=False,
-                               vgg_view_px=64),
-                        device="cpu")
+    part = EnhancerLoss(LossConfig(l1=2, lpips=0.5, gram=0, clip=0, decoded=0, mask=0,
+                                   vgg="stlpips", vgg_view_px=64), device="cpu")
     assert part.describe() == \
-        "2 × L1 + 0.5 × LPIPS; VGG16 (lpips_vgg_random) sees a random square of 64 px"
+        "2 × L1 + 0.5 × LPIPS; VGG16 (stlpips_vgg) sees a random square of 64 px"
     assert loss.describe().endswith("sees the whole image")
     plain = EnhancerLoss(LossConfig(l1=1, lpips=0, gram=0, clip=0), device="cpu")
-    assert plain.describe() == "1 × L1"
+    assert plain.describe() == "1 × L1 + 1 × L1 before the mask + 0.1 × mask"
+
+
+def test_what_the_mask_chose_from_is_compared_too(loss, images):
+    restored, clean = images
+    open_mask = torch.full_like(clean[:, :1], 0.9)
+    terms = loss(restored, clean, choice=(restored, clean + 0.25, open_mask))
+    assert terms["decoded"].item() == pytest.approx(0.25)
+    without = loss(restored, clean)
+    assert {"decoded", "mask"}.isdisjoint(without)
+    torch.testing.assert_close(
+        terms["total"], without["total"] + terms["decoded"] + CONFIG.mask * terms["mask"])
+
+
+@pytest.mark.parametrize("truth", [0.0, 0.25, 1.0])
+def test_the_mask_is_drawn_to_the_blend_that_comes_closest(truth):
+    dice = torch.Generator().manual_seed(0)
+    degraded, decoded = torch.rand(2, 3, 32, 32, generator=dice), torch.rand(
+        2, 3, 32, 32, generator=dice)
+    clean = degraded + truth * (decoded - degraded)
+    logits = torch.zeros(2, 1, 32, 32, requires_grad=True)
+    for _ in range(60):
+        gradient, = torch.autograd.grad(
+            mask_loss(degraded, decoded, logits.sigmoid(), clean), logits)
+        logits = (logits - 1500 * gradient).detach().requires_grad_()
+    assert (logits.sigmoid() - truth).abs().mean() < 0.03
+
+
+def test_a_closed_mask_can_be_opened_again():
+    degraded, clean = torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)
+    logits = torch.full((1, 1, 32, 32), -8.0, requires_grad=True)
+    mask_loss(degraded, clean, logits.sigmoid(), clean).backward()
+    restored = degraded + logits.detach().sigmoid() * (clean - degraded)
+    alone = (clean - restored).abs().mean() * logits.detach().sigmoid().mean()  # of L1, at best
+    assert -logits.grad.sum() > 0.9 and alone < 1e-3
+
+
+def test_equal_pictures_leave_the_mask_alone():
+    images = torch.rand(1, 3, 32, 32)
+    assert mask_loss(images, images, torch.full((1, 1, 32, 32), 0.5), images) == 0
 
 
 def test_equal_images_cost_nothing(loss, images):
@@ -173,7 +211,7 @@ def test_unreachable_weights_say_which_and_what_to_do(monkeypatch, tmp_path):
     def fail(*_, **__):
         raise OSError("no route to host")
     monkeypatch.setattr(torchvision.models.VGG16_Weights, "get_state_dict", fail)
-    with pytest.raises(RuntimeError, match=r"vgg16.*no route.*loss\.pretrained=False"):
+    with pytest.raises(RuntimeError, match=r"vgg16.*no route.*loss\.vgg='stlpips'"):
         EnhancerLoss(LossConfig(), device="cpu")
     with pytest.raises(RuntimeError, match=r"CLIP.*loss\.clip to 0"):
         EnhancerLoss(LossConfig(lpips=0.0, gram=0.0), device="cpu", clip_name=str(tmp_path))

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.faces.avatars import _Dice, _face, render_avatar
+from helpers.faces.avatars import Head, _Dice, _face, look_at_head, render_avatar, studio_wall
 from helpers.faces.hair import Hairstyle, hair_cloud
 from helpers.faces.head import Cloud, angles, direction, ellipsoid_cloud, fibonacci, head_cloud
 
@@ -68,9 +68,39 @@ def test_larger_pictures_show_the_same_person_at_the_same_place(people, seed):
 
 
 @pytest.mark.parametrize(("seed", "size_px"), [(-1, 64), (0, 15), (0, 0), (0, -64)])
-def test_bad_seeds_and_sizes_are_refused(seed, size_px):
+@pytest.mark.parametrize("make", [render_avatar, Head.of, studio_wall])
+def test_bad_seeds_and_sizes_are_refused(make, seed, size_px):
     with pytest.raises(ValueError, match="expected seed >= 0 and size_px >= 16"):
-        render_avatar(seed, size_px)
+        make(seed, size_px)
+
+
+def test_a_head_seen_from_its_left_shows_its_left_side_before_any_backdrop():
+    head, wall = Head.of(1, 64), studio_wall(2, 64)
+    columns = []
+    for yaw in (-0.6, 0.0, 0.6):
+        image, regions = head.render(look_at_head(yaw, 0.0, size_px=64), wall)
+        assert torch.equal(image[:, 0, 0], wall[:, 0, 0]) and regions[0, 0] == 0
+        columns.append((regions == NOSE).nonzero()[:, 1].float().mean())
+    assert columns[0] > columns[1] + 5 and columns[1] > columns[2] + 5
+
+
+def test_the_camera_stands_where_its_angles_say():
+    for yaw, pitch, place in ((0.0, 0.0, (0, 0, 4)), (torch.pi / 2, 0.0, (4, 0, 0)),
+                              (0.0, torch.pi / 2, (0, 4, 0))):
+        camera = look_at_head(yaw, pitch, 0.3, size_px=64, target=(0.0, 0.0), frame=2.0,
+                              distance=4.0)
+        torch.testing.assert_close(camera.position, torch.tensor(place).float(), atol=1e-5, rtol=0)
+        ahead = camera.rotation @ -camera.position  # the target, seen from the camera
+        torch.testing.assert_close(ahead, torch.tensor([0.0, 0, -4]), atol=1e-5, rtol=0)
+        assert camera.focal_px == 128  # so that two head units at four fill 64 pixels
+
+
+def test_the_light_stays_with_the_head_when_the_camera_moves():
+    light, cloud = Head.of(1, 64).light, Head.of(1, 64).cloud
+    matt = Cloud(cloud.means, cloud.axes, cloud.normals, cloud.colors,
+                 torch.zeros_like(cloud.gloss), cloud.labels)
+    first, second = (light.shade(matt, look_at_head(yaw, 0, size_px=64)) for yaw in (0, 1.0))
+    assert torch.equal(first, second)
 
 
 def test_directions_and_angles_are_inverse_and_known():

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from helpers.config import DataConfig
-from helpers.faces import data, sources
+from helpers.faces import data, read_image, sources
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "faces"
 
@@ -147,24 +147,6 @@ def test_bad_input_leaves_nothing_behind(tmp_path, monkeypatch, options, error, 
     assert not visible(tmp_path)
 
 
-def test_stream_goes_on_after_connection_errors_and_gives_up_after_five(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources.time, "sleep", lambda _: None)
-    class Flaky:
-        left = 2
-        def __iter__(self):
-            for n, row in enumerate(stream()):
-                if n == 3 and self.left:
-                    self.left -= 1
-                    raise ConnectionError("reset")
-                yield row
-    flaky = Flaky()
-    steady, resumed = prepare(tmp_path / "a"), prepare(tmp_path / "b", rows=flaky)
-    assert flaky.left == 0 and resumed.train["key"][:] == steady.train["key"][:]
-    flaky.left = 5
-    with pytest.raises(RuntimeError, match=r"reset.*'demo' preset"):
-        prepare(tmp_path / "c", rows=flaky)
-
-
 def bomb():
     """A PNG of a few bytes that says it has 60,000 x 60,000 pixels."""
     header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + b"\x08\x02\x00\x00\x00"
@@ -230,14 +212,14 @@ def test_a_hubs_cell_is_read_from_its_own_bytes_only(tmp_path, cell):
 
 
 def test_every_kind_of_image_becomes_upright_rgb_on_white():
-    assert data.read_image(photo(mode="L")).mode == "RGB"
-    assert data.read_image(Image.new("RGBA", (64, 64), (9, 9, 9, 0))).getpixel((0, 0)) == (255,) * 3
+    assert read_image(photo(mode="L")).mode == "RGB"
+    assert read_image(Image.new("RGBA", (64, 64), (9, 9, 9, 0))).getpixel((0, 0)) == (255,) * 3
     deep = Image.fromarray(np.full((64, 64), 128 * 256, dtype=np.uint16))
-    assert data.read_image(deep).getpixel((0, 0)) == (128,) * 3
+    assert read_image(deep).getpixel((0, 0)) == (128,) * 3
     file, exif = BytesIO(), Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees
     Image.new("RGB", (64, 96)).save(file, "JPEG", exif=exif)
-    assert data.read_image(file.getvalue()).size == (96, 64)
+    assert read_image(file.getvalue()).size == (96, 64)
 
 
 def test_batch_follows_from_seed_and_step_and_epochs_meet_every_image_once(tmp_path):

@@ -252,30 +252,15 @@ def test_progress_and_the_names_of_what_was_left_out_go_on_after_an_interruption
     assert data.Faces(faces.store).skipped == faces.skipped
 
 
-@pytest.mark.parametrize("name", ["data-00000-of-00001.arrow", "state.json", "dataset_info.json",
-                                  store.CONTENTS])
-def test_any_byte_that_changed_in_a_store_is_found_and_says_what_to_do(tmp_path, name):
-    faces = prepare(tmp_path, parse=Parser())
-    path = faces.store / name
-    whole = path.read_bytes()
-    where = [0, len(whole) - 2, *random.Random(0).sample(range(len(whole)), 20)]
-    for damage in [*(partial(flip, path, at) for at in where if name != store.CONTENTS),
-                   lambda: path.write_bytes(whole[:-9]), lambda: path.write_bytes(b""),
-                   lambda: path.write_text("[]"), path.unlink]:
-        damage()
-        with pytest.raises(ValueError, match=r"delete this folder and run again"):
-            prepare(tmp_path, parse=Parser())
-        path.write_bytes(whole)
-    assert len(prepare(tmp_path, parse=None)) == 16
-
-
 def test_a_face_that_goes_bad_while_the_store_is_open_is_named(tmp_path):
     faces = prepare(tmp_path, parse=Parser())
     path = faces.store / "data-00000-of-00001.arrow"
     flip(path, path.read_bytes().index(faces.test["image"][1]) + 3000)
     faces.load("test", [0, 2])
-    with pytest.raises(ValueError, match=r"in test \[0, 1\]'; delete this folder"):
+    with pytest.raises(ValueError, match=r", test \[0, 1\]: .*; delete this folder"):
         faces.load("test", [0, 1])
+    with pytest.raises(ValueError, match="delete this folder and run again"):
+        prepare(tmp_path, parse=Parser())
 
 
 @pytest.mark.parametrize("room", ["not for a group", "not for the store"])
@@ -370,30 +355,16 @@ def test_a_link_that_breaks_is_taken_up_again_after_announced_waits(tmp_path, li
     from_link(tmp_path / "broken", Parser())
     assert contents(only_store(tmp_path / "broken")) == contents(calm.store)
     assert waits and f"trying again in {waits[0]} s" in capsys.readouterr().out
-    with pytest.raises(RuntimeError, match=r"row \d+ of .*reset by peer; check the connection"):
+    with pytest.raises(RuntimeError, match=r"row \d+ of .*reset by peer; check .*'demo' preset"):
         from_link(tmp_path / "lost", Parser(stop=16, happens=partial(
             monkeypatch.setattr, link, "breaks_at", range(10**6))))
+    assert waits[-4:] == [2, 4, 8, 16]  # and no more than five tries
     assert list((tmp_path / "lost").glob("*.partial/*")) and not only_store(tmp_path / "lost")
-
-
-class Drawn(torch.utils.data.Dataset):
-    """Batches by their step, as a loader's worker draws them."""
-
-    def __init__(self, faces):
-        self.faces = faces
-
-    def __len__(self):
-        return 3
-
-    def __getitem__(self, step):
-        return data.draw_batch(self.faces, seed=1, step=step, batch=2)
 
 
 def test_a_spawned_worker_draws_the_same_batches(tmp_path):
     faces = prepare(tmp_path, parse=Parser())
-    loader = torch.utils.data.DataLoader(Drawn(faces), batch_size=None, num_workers=1,
-                                         multiprocessing_context="spawn")
-    for step, batch in enumerate(loader):
+    for step, batch in enumerate(data.load_batches(faces, range(3), seed=1, batch=2, workers=1)):
         here = data.draw_batch(faces, seed=1, step=step, batch=2)
         assert all(torch.equal(one, other) for one, other in zip(batch, here, strict=True))
     assert step == 2

@@ -75,22 +75,23 @@ def test_preset_is_chosen_with_a_reason(requested, gpu_gib, name, why):
         runtime.choose_preset("huge", COLAB_T4)
 
 
-def test_colab_and_kaggle_get_lpips_and_lose_old_torchao_and_nothing_else_changes(monkeypatch):
+def test_colab_and_kaggle_get_distances_and_lose_old_torchao_and_nothing_else_changes(monkeypatch):
     monkeypatch.delitem(sys.modules, "peft", raising=False)
-    calls = []
+    calls, have = [], {"lpips": "0.1.4", "stlpips-pytorch": "0.0.2"}
     def prepare(place, versions):
         calls.clear()
         return packages.prepare_packages(place, installed=versions,
                                          run=lambda command, **_: calls.append(command[3:]))
     for place in ("colab", "kaggle"):
-        assert len(prepare(place, {"torchao": "0.10.0"}.get)) == 2
+        assert len(prepare(place, {"torchao": "0.10.0"}.get)) == 3
         assert calls == [["install", "--no-deps", "lpips==0.1.4"],
+                         ["install", "--no-deps", "stlpips-pytorch==0.0.2"],
                          ["uninstall", "--yes", "torchao"]]
-        assert prepare(place, {"lpips": "0.1.4", "torchao": "0.16.0"}.get) == calls == []
+        assert prepare(place, (have | {"torchao": "0.16.0"}).get) == calls == []
     assert prepare("local", lambda name: "0.10.0") == calls == []
     monkeypatch.setitem(sys.modules, "peft", SimpleNamespace())
     with pytest.raises(RuntimeError, match="restart the session"):
-        prepare("colab", {"lpips": "0.1.4", "torchao": "0.10.0"}.get)
+        prepare("colab", (have | {"torchao": "0.10.0"}).get)
 
 
 def test_local_machine_without_a_package_is_told_what_to_run():

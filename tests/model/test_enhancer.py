@@ -10,7 +10,9 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from helpers.config import ModelConfig
+from helpers.model import mask
 from helpers.model.enhancer import SplatEnhancer, to_clean_latent
+from helpers.model.mask import RepairMask
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"  # pix2pix-turbo's: see README there
 EXPECTED = load_file(GOLDEN / "tensors.safetensors")
@@ -18,8 +20,8 @@ IMAGES = (EXPECTED["input"] + 1) / 2
 SCHEDULE = json.loads((GOLDEN / "base/scheduler/scheduler_config.json").read_text())
 
 
-def _build(timestep=199, golden=True, **options):
-    config = ModelConfig(base=str(GOLDEN / "base"), timestep=timestep)
+def _build(timestep=199, golden=True, mask=False, **options):
+    config = ModelConfig(base=str(GOLDEN / "base"), timestep=timestep, mask=mask)
     model = SplatEnhancer.from_pretrained(
         config, device="cpu", prompt_embedding=EXPECTED["prompt_embedding"], **options)
     if golden:
@@ -196,3 +198,66 @@ def test_check_shapes_refuses_non_finite_results():
                                                                             torch.nan)})
     with pytest.raises(ValueError, match="finite: False"):
         model.check_shapes(64)
+
+
+@pytest.fixture(scope="module")
+def masked():
+    return _build(golden=False, mask=True)
+
+
+def test_the_mask_blends_input_and_decoded_picture(masked):
+    with torch.no_grad():
+        repair = masked(IMAGES, parts=True)
+        plain = _build(golden=False)(IMAGES)
+    assert repair.mask.shape == (2, 1, *IMAGES.shape[2:]) and repair.mask.dtype == torch.float32
+    assert (repair.mask - torch.sigmoid(torch.tensor(mask.START))).abs().max() < 1e-6  # untrained
+    torch.testing.assert_close(repair.decoded, plain)  # all else is as without a mask
+    torch.testing.assert_close(
+        repair.restored, IMAGES + repair.mask * (repair.decoded - IMAGES))
+
+
+@pytest.mark.parametrize(("logit", "part"), [(-100.0, "input"), (100.0, "decoded")])
+def test_a_closed_mask_keeps_the_input_and_an_open_one_takes_the_decoder(masked, logit, part):
+    bias = masked.mask.last[1].bias
+    with torch.no_grad():
+        before = bias.clone()
+        bias.fill_(logit)
+        repair = masked(IMAGES, parts=True)
+        bias.copy_(before)
+    expected = IMAGES if part == "input" else repair.decoded
+    torch.testing.assert_close(repair.restored, expected)
+
+
+def test_the_mask_sees_the_whole_picture(masked):
+    """A change in one corner changes what it thinks of the opposite one."""
+    net = RepairMask((8, 16, 16, 16))
+    torch.nn.init.normal_(net.last[1].weight, generator=torch.Generator().manual_seed(0))
+    features = [torch.rand(1, c, 64 // s, 64 // s) for c, s in ((8, 1), (8, 2), (16, 4), (16, 8))]
+    degraded, deepest = torch.rand(1, 3, 64, 64), torch.rand(1, 16, 8, 8)
+    with torch.no_grad():
+        before = net(degraded, degraded, deepest, features)
+        deepest[..., 0, 0] += 5
+        after = net(degraded, degraded, deepest, features)
+    assert (after - before)[..., 48:, 48:].abs().min() > 0
+
+
+def test_the_mask_is_shown_for_any_size_and_restores_the_same(masked):
+    images = IMAGES[..., :59, :61]
+    restored, shown = masked.enhance_and_show(images, strength=0.5)
+    assert shown.shape == (2, 1, 59, 61) and shown.min() >= 0 and shown.max() <= 1
+    assert torch.equal(restored, masked.enhance(images, strength=0.5))
+
+
+def test_without_a_mask_all_of_it_is_the_decoders(model):
+    restored, shown = model.enhance_and_show(IMAGES)
+    assert torch.equal(shown, torch.ones_like(shown))
+    assert torch.equal(restored, model.enhance(IMAGES))
+
+
+def test_every_part_of_the_mask_is_trained(masked):
+    masked.zero_grad()
+    torch.nn.init.normal_(masked.mask.last[1].weight, generator=torch.Generator().manual_seed(0))
+    masked(IMAGES).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in masked.mask.parameters())
+    assert {n for n in masked.trainable() if n.startswith("mask.")} == \
+        {f"mask.{n}" for n, _ in masked.mask.named_parameters()}

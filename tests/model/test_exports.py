@@ -194,23 +194,10 @@ def test_a_config_of_another_model_is_not_exported(model, change, tmp_path):
         export(model, CONFIG.with_(change), tmp_path)
 
 
-def _cut(folder):
-    (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-9])
-
-
-def _cut_with_its_hash(folder):
-    rewrite_weights(folder, (folder / WEIGHTS).read_bytes()[:-9])
-
-
-def _without_prompt(folder):
-    tensors = load_file(folder / WEIGHTS)
-    del tensors["prompt_embedding"]
-    rewrite_weights(folder, safetensors.torch.save(tensors))
-
-
-def _narrow_prompt(folder):
-    tensors = load_file(folder / WEIGHTS) | {"prompt_embedding": torch.zeros(1, 77, 16)}
-    rewrite_weights(folder, safetensors.torch.save(tensors))
+def _tensors(folder, **changes):
+    tensors = load_file(folder / WEIGHTS) | changes
+    rewrite_weights(folder, safetensors.torch.save({n: t for n, t in tensors.items()
+                                                    if t is not None}))
 
 
 def _settings(folder, **changes):
@@ -219,24 +206,21 @@ def _settings(folder, **changes):
 
 @pytest.mark.parametrize(("damage", "words"), [
     (lambda f: (f / WEIGHTS).unlink(), "readable safetensors"),
-    (lambda f: (f / CARD).unlink(), "readable card"),
     (lambda f: (f / CARD).write_bytes(b"\xff{"), "readable card"),
-    (lambda f: (f / CARD).write_text("[" * 100_000), "readable card"),
-    (lambda f: (f / CARD).write_text("[1]"), "format splat-enhancer-export-1, got 'list'"),
     (lambda f: rewrite(f, format="splat-enhancer-1"), "format splat-enhancer-export-1"),
-    (lambda f: rewrite(f, file="../other.safetensors"), "file splat_enhancer.safetensors"),
     (lambda f: rewrite(f, file=f"/elsewhere/{WEIGHTS}"), "file splat_enhancer.safetensors"),
     (lambda f: rewrite(f, sha256=None), "sha256"),
-    (lambda f: rewrite(f, sha256="0" * 64), "sha256 0000"),
+    (lambda f: rewrite(f, sha256="0" * 64), "in place of 0000"),
     (lambda f: rewrite(f, model=None), "model settings"),
     (lambda f: rewrite(f, model={"base": TINY_BASE}), "KeyError"),
     (lambda f: _settings(f, unet_rank="8"), "whole number"),
     (lambda f: _settings(f, no_field=1), "no_field"),
     (lambda f: _settings(f, unet_rank=4), "394 trained tensors of this model"),
-    (lambda f: _settings(f, base="../not/a/base"), "expected to load ../not/a/base"),
+    (lambda f: _settings(f, base="../not/a/base"), "got '../not/a/base'"),
     (lambda f: _settings(f, base=str(f)), "base: expected vae/ in diffusers layout"),
-    (_cut, "sha256"), (_cut_with_its_hash, "readable safetensors"),
-    (_without_prompt, "prompt_embedding"), (_narrow_prompt, "prompt_embedding")])
+    (lambda f: rewrite_weights(f, (f / WEIGHTS).read_bytes()[:-9]), "readable safetensors"),
+    (lambda f: _tensors(f, prompt_embedding=None), "prompt_embedding"),
+    (lambda f: _tensors(f, prompt_embedding=torch.zeros(1, 77, 16)), "prompt_embedding")])
 def test_a_damaged_export_is_refused_by_name(folder, damage, words):
     damage(folder)
     with pytest.raises((ValueError, RuntimeError), match=REFUSAL) as caught:
@@ -318,7 +302,7 @@ def test_push_refuses_before_it_touches_the_hub(folder, monkeypatch):
     rewrite(folder, training={})
     with pytest.raises(ValueError, match="expected training and licence"):
         push(folder, "owner/enhancer")
-    _cut(folder)
+    (folder / WEIGHTS).write_bytes(b"other")
     with pytest.raises(ValueError, match="sha256"):
         push(folder, "owner/enhancer")
 

@@ -1,7 +1,7 @@
 """The `t4` preset's own way to its data and weights, through a hub on this machine.
 
 What talks to the hub runs in processes of their own: its address is read on import. Torchvision's
-backbones come from another host, which stays out of reach here: `loss.pretrained` is False.
+backbones come from another host, which stays out of reach here: `loss.vgg` is "stlpips".
 """
 
 from __future__ import annotations
@@ -38,12 +38,11 @@ from helpers.model.exports import CARD, WEIGHTS, export, load
 from helpers.plans import downloads
 from helpers.storage import snapshots
 from helpers.storage.snapshots import fetch, is_cached
-from tests.faces.test_regions import OTHER_ORDER
 from tests.hub import Fault, Hub, Repository
-from tests.hub_repositories import GROUP_ROWS, IMAGE_BYTES, face_parser, repositories
+from tests.hub_repositories import GROUP_ROWS, IMAGE_BYTES, repositories
 
 CHANGES = {"data.size_px": 64, "data.train_images": 6, "data.test_images": 6,
-           "data.fitted_images": 1, "optim.steps": 2, "loss.pretrained": False,
+           "data.fitted_images": 1, "optim.steps": 2, "loss.vgg": "stlpips",
            "loss.vgg_view_px": 32}
 # What is read beyond a part: 5 MiB by the hub's file system, 32 by older `datasets`
 READ_AHEAD_BYTES = (5 if hasattr(datasets.IterableDataset, "reshard") else 37) * 2**20
@@ -57,7 +56,6 @@ BASE_FILES = {
 DEAF = [Fault("/", 10**6, hang_up=True)]  # it accepts a connection and hangs up
 NOWHERE = "http://127.0.0.1:9"  # nobody answers
 OF_DEMO = {"model.base": TINY_BASE, "data.source": "avatars", "loss.clip": 0.0}
-OTHER_PARSER = "someone/face-parsing"
 
 
 def outcome(action: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, str]:
@@ -103,7 +101,7 @@ def read_rows(count: int) -> tuple[int, str]:
 
 def plan(place: str, **changes: Any) -> downloads.Downloads:
     """That of the notebook run in this place; with no changes a run of the preset as it is."""
-    config = preset("t4").with_({"loss.pretrained": False} | changes)
+    config = preset("t4").with_({"loss.vgg": "stlpips"} | changes)
     return downloads.plan_downloads(config, faces=Path(place, "data"),
                                     caches=[Path(place, "runs", "t4")])
 
@@ -135,7 +133,6 @@ def hub(tmp_path_factory):
                if path in BASE_FILES and path.startswith("text_encoder")}
     served["models/plain/base"] = Repository(encoder)
     served["models/gated/base"] = Repository(base.files, gated=True)
-    served[f"models/{OTHER_PARSER}"] = face_parser(tuple(OTHER_ORDER.values()))
     with Hub(served) as hub:
         yield hub
 
@@ -281,11 +278,6 @@ def test_a_base_without_half_precision_files_gives_what_it_has(ask, hub):
     assert not [line for line in hub.lines("GET") if "plain" in line and "fp16" in line]
 
 
-def test_both_published_label_orders_find_the_same_regions(ask):
-    (known, _), (other, _) = ask(parse, FACE_PARSER), ask(parse, OTHER_PARSER)
-    assert known == other and len({region for image in known for region in image}) >= 3
-
-
 @pytest.mark.parametrize(("name", "fault", "said"), [
     ("busy", Fault("/api/models/busy/", 1, 429, {"Retry-After": "1"}), "trying again in 1 s"),
     ("down", Fault("GET /content/models/down/", 1, 503), ""),  # some clients try again themselves
@@ -306,7 +298,6 @@ def test_a_download_cut_in_mid_file_goes_on_where_it_was(ask, hub):
 @pytest.mark.parametrize(("name", "faults", "words"), [
     ("nobody/base", [], ["Repository not found", "check its name", "'demo' preset"]),
     ("gated/base", [], ["GatedRepoError", "accept its terms", "'demo' preset"]),
-    ("no/such/folder", [], ["Repo id must be", "check its name", "'demo' preset"]),
     ("deaf/base", DEAF, ["connect", "check the connection", "'demo' preset"]),
 ])
 def test_what_the_hub_does_not_give_is_an_error_with_advice(ask, hub, name, faults, words):
@@ -331,22 +322,24 @@ def test_offline_the_cache_is_enough_and_what_it_lacks_is_named(
         hub, home, ask, sessions, tmp_path):
     warm, _ = ask(load_text_encoder, SD_TURBO)
     parsed, _ = ask(parse, FACE_PARSER)
+    assert len({region for image in parsed for region in image}) >= 3
     with client(hub, home, HF_HUB_OFFLINE="1") as offline:
         hub.requests.clear()
         assert offline(load_text_encoder, SD_TURBO)[0] == warm
         assert offline(parse, FACE_PARSER)[0] == parsed
-        for action, name in ((load_vae, SD_TURBO), (load_text_encoder, "cold/base")):
+        for action, name in ((load_vae, SD_TURBO), (load_text_encoder, "cold/base"),
+                             (parse, "no/parser")):
             error, _ = offline(action, name)
             assert error.startswith(f"RuntimeError: hub: expected to load {name}, got ")
             assert "unset HF_HUB_OFFLINE" in error and "'demo' preset" in error
         # Faces and prompt are there, as they would be on Drive
-        error, _ = offline(plan, str(sessions[0]), **CHANGES | {"loss.pretrained": True})
+        error, _ = offline(plan, str(sessions[0]), **CHANGES | {"loss.vgg": "lpips"})
         assert error.startswith(f"RuntimeError: hub: expected to load {SD_TURBO}, {CLIP_NAME} "
                                 "for preset 't4', got ")
         assert "unset HF_HUB_OFFLINE" in error and "'demo' preset" in error
         # Torchvision's weights come from elsewhere: what this hub does not say is no reason to stop
         planned, _ = offline(plan, str(tmp_path), **photographs(tmp_path)
-                             | {"loss.pretrained": True})
+                             | {"loss.vgg": "lpips"})
         assert planned.offline
         assert set(planned.sizes) == {"torchvision vgg16", "torchvision alexnet"}
         assert not hub.requests

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from helpers import evaluation
 from helpers.checkpoints import checkpoint as checkpoints
+from helpers.distances import Metrics
 from helpers.distances.losses import EnhancerLoss
-from helpers.evaluation import results as evaluate
 from helpers.faces.data import draw_batch, load_batches, prepare
 from helpers.training.loop import learning_rate_at, train, training_batch
 from helpers.training.trainer import Trainer
@@ -57,8 +58,8 @@ def test_resumed_run_equals_uninterrupted_run(config, build, faces, tmp_path, cu
     half = dtype == torch.float16
     assert any(skips) == half and not all(skips) and bool(saved.loss_scale) == half
     if dtype == torch.float32 and not changes:
-        metrics = evaluate.Metrics(config.loss, device="cpu")
-        results = [evaluate.evaluate(model.enhance, evaluate.held_out_pairs(
+        metrics = Metrics(config.loss, device="cpu")
+        results = [evaluation.evaluate(model.enhance, evaluation.held_out_pairs(
             config, faces, device="cpu"), metrics) for model in (whole, parts)]
         assert results[0] == results[1]
 

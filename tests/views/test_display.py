@@ -60,7 +60,7 @@ def test_no_images_or_more_labels_or_regions_than_images_are_refused():
 
 
 def test_region_colors_are_distinct_and_known():
-    colors = show.color_regions(REGIONS[:2])
+    colors = pictures.color_regions(REGIONS[:2])
     assert colors.shape == (2, 3, 32, 32) and colors.min() >= 0 and colors.max() <= 1
     assert torch.equal(colors[1, :, 0, 5], PALETTE[5]) and len(PALETTE.unique(dim=0)) == 6
     legend = pictures.region_legend()

@@ -78,11 +78,11 @@ def test_every_field_has_a_readable_slider_that_says_what_it_imitates(board):
 
 
 def test_tabs_hold_each_slider_once_and_training_apart(board):
-    pages = [name for names in sliders.GROUPS.values() for name in names]
+    pages = [name for names in sliders.PAGES.values() for name in names]
     assert sorted([*pages, "strength"]) == sorted(board.sliders)
-    assert sliders.GROUPS["training"] == ("strength_min", "amount_min", "clean_share")
+    assert sliders.PAGES["training"] == ("strength_min", "amount_min", "clean_share")
     tab = next(w for w in walk(board) if type(w).__name__ == "Tab")
-    assert [tab.get_title(i) for i in range(len(tab.children))] == list(sliders.GROUPS)
+    assert [tab.get_title(i) for i in range(len(tab.children))] == list(sliders.PAGES)
 
 
 def test_moving_any_amount_changes_the_degraded_picture(board):
@@ -94,7 +94,7 @@ def test_moving_any_amount_changes_the_degraded_picture(board):
 
 def test_training_sliders_leave_the_pictures_alone(board, calls):
     before, count = shown(board), len(calls.encoded)
-    for name in sliders.GROUPS["training"]:
+    for name in sliders.PAGES["training"]:
         board.sliders[name].value = flipped(board.sliders[name].value)
     assert shown(board) == before and len(calls.encoded) == count
     assert NOT_YET in board.status.value
