@@ -1,12 +1,9 @@
-"""What other systems do not bear: arrows, mapped files, text of a nameless encoding."""
+"""What other systems do not bear: mapped files, text of a nameless encoding."""
 
 from __future__ import annotations
 
 import ast
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -20,13 +17,6 @@ from helpers.faces.store import PartialStore
 from helpers.model.base import embed_prompt
 
 BYTE_OPENERS = ("Image.open", "tarfile.open", "os.open")
-
-
-def test_command_line_prints_figures_where_the_console_has_no_arrows():
-    """Windows, with the output in a file or a pipe."""
-    done = subprocess.run([sys.executable, "-m", "helpers", "metrics", "results/demo"], cwd=ROOT,
-                          env=os.environ | {"PYTHONIOENCODING": "cp1252"}, capture_output=True)
-    assert done.returncode == 0 and b"| ssim ? " in done.stdout, done.stderr
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells")

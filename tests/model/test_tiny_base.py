@@ -50,6 +50,7 @@ def test_pretraining_identities_are_apart_from_the_demos():
 def test_the_command_builds_a_base_that_loads(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tiny_base, "VAE_ROUNDS", (tiny_base.Round(1, 1, 1e-3, color=1.0),))
+    monkeypatch.setattr(tiny_base.reconstruction_db, "__defaults__", (1_000_000, 2))
     monkeypatch.setattr("sys.argv", ["tiny_base", "--out", str(tmp_path / "base"), "--avatars", "8",
                                      "--unet-steps", "1"])
     tiny_base.main()
@@ -62,5 +63,3 @@ def test_a_cache_of_another_count_is_not_taken(tmp_path):
     two = tiny_base.render_identities(2, tmp_path / "a.npy")
     assert torch.equal(two, tiny_base.render_identities(2, tmp_path / "a.npy"))
     assert len(tiny_base.render_identities(3, tmp_path / "a.npy")) == 3
-
-

@@ -126,15 +126,13 @@ def test_who_lost_drive_to_another_notebook_saves_here_and_stops(config, build, 
     assert saved_step(here) == record.step and saved_step(drive) < record.step
 
 
-def test_what_drive_missed_it_gets_at_the_next_start(config, build, faces, tmp_path):
-    run(config, build, faces, tmp_path / "here")
-    run(config, build, faces, tmp_path / "here", drive=tmp_path / "drive")
-    assert states_differ(tmp_path / "here", tmp_path / "drive") == []
-
-
-def test_a_best_that_a_kill_kept_from_disk_is_written_at_the_next_start(config, build, faces,
-                                                                       tmp_path):
-    run(config, build, faces, tmp_path, steps=2)  # the first window is the best so far
-    (tmp_path / checkpoints.BEST).unlink()
-    run(config, build, faces, tmp_path, steps=1)
-    assert checkpoints.load(tmp_path / checkpoints.BEST).step == 2
+def test_what_drive_and_a_killed_run_missed_is_written_at_the_next_start(config, build, faces,
+                                                                        tmp_path):
+    here, drive = tmp_path / "here", tmp_path / "drive"
+    run(config, build, faces, here, steps=2)  # the first window is the best so far
+    (here / checkpoints.BEST).unlink()
+    run(config, build, faces, here, steps=1)
+    assert checkpoints.load(here / checkpoints.BEST).step == 2
+    run(config, build, faces, here, steps=3)
+    run(config, build, faces, here, drive=drive)
+    assert states_differ(here, drive) == []
