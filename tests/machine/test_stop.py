@@ -19,10 +19,10 @@ def test_a_stop_finishes_the_step_saves_and_raises(config, build, faces, tmp_pat
     model, loss = build()
     before, steps = signal.getsignal(number), []
 
-    def signalling(restored, clean, view_seed):
+    def signalling(*pair, view_seed, **options):
         if view_seed == 2:  # in the middle of step 3
             os.kill(os.getpid(), number)
-        return loss(restored, clean, view_seed=view_seed)
+        return loss(*pair, view_seed=view_seed, **options)
     with pytest.raises(KeyboardInterrupt, match=f"after step 3 and saved in {tmp_path}"):
         for record in train(config, model, faces, signalling, folder=tmp_path):
             steps.append(record.step)

@@ -110,10 +110,10 @@ def test_a_step_that_breaks_off_leaves_no_gradient_behind(config, build, faces, 
     run(config, build, faces, tmp_path / "whole")
     model, loss = build()
 
-    def stumbling(restored, clean, view_seed):
+    def stumbling(*pair, view_seed, **options):
         if view_seed == 3:  # the second batch of the second step
             raise RuntimeError("out of memory")
-        return loss(restored, clean, view_seed=view_seed)
+        return loss(*pair, view_seed=view_seed, **options)
     with pytest.raises(RuntimeError, match="out of memory"):
         list(train(config, model, faces, stumbling, folder=tmp_path / "cut"))
     records = list(train(config, model, faces, loss, folder=tmp_path / "cut"))
