@@ -1,8 +1,10 @@
-# make demo | make test | make bench | make lab | make lint | make colab | make kaggle | make oldest
+# make demo | make test [ROOM=faces] | make bench | make lab | make lint | make colab | make kaggle | make oldest
 PYTHON ?= python3
 PYTHON311 ?= python3.11
 PYTHON313 ?= python3.13
 BIN := .venv/bin
+# A file is one worker's: what its tests share is built once
+ON_TWO_CORES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test bench lab lint colab kaggle oldest
 .DELETE_ON_ERROR:
@@ -12,7 +14,7 @@ demo: .venv/.demo
 	@$(BIN)/python -m helpers metrics results/demo
 
 test: .venv/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ON_TWO_CORES) $(ROOM:%=tests/%)
 
 bench: .venv/.demo
 	$(BIN)/python -m tests.bench
@@ -34,7 +36,7 @@ oldest: .venv-oldest/bin/pip
 	sed 's/>=/==/' requirements.txt > .venv-oldest/requirements.txt
 	$< install --quiet -r .venv-oldest/requirements.txt -r tests/requirements.txt
 	.venv-oldest/bin/python -m tests.places oldest
-	.venv-oldest/bin/python -m pytest -W ignore::DeprecationWarning
+	.venv-oldest/bin/python -m pytest $(ON_TWO_CORES) -W ignore::DeprecationWarning
 
 .venv-colab/bin/pip:
 	$(PYTHON313) -m venv .venv-colab

@@ -27,6 +27,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers.__main__ import ROOT
 from helpers.checkpoints.claims import claim
 from helpers.checkpoints.publisher import Publisher
 from helpers.config import Config, DegradeConfig, preset
@@ -43,7 +44,7 @@ from helpers.training.loop import resume
 from helpers.training.trainer import Trainer
 from tests import rehearsal
 
-FILE = Path(__file__).resolve().parent.parent / "results" / "benchmark.json"
+FILE = ROOT / "results" / "benchmark.json"
 SIDE, GAUSSIANS = 512, 4_000
 HALF = DegradeConfig(**dict.fromkeys(AMOUNTS, 0.5))
 TONES = ("brightness", "color_jitter", "desaturation", "blur", "downscale", "blocks", "ghosting",
@@ -124,7 +125,7 @@ def peak_mib(count: int) -> float:
             f"degrade(x, r, DegradeConfig(), torch.arange({count})); "
             "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])")
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True,
-                          cwd=FILE.parent.parent)
+                          cwd=ROOT)
     return int(done.stdout) / 1024
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,26 +22,20 @@ from typing import Any
 
 import torch
 
+from helpers.__main__ import ROOT
 from helpers.errors import refused
 from helpers.storage.whole import write_whole
 from tests import gpu_rows
-from tests.gpu_reference import check_reference, reference_rows
+from tests.gpu_reference import Row, check_reference, reference_rows
 from tests.gpu_setup import GIB, Bench, Figures, Setup, limit_memory, release, short
-from tests.rehearsal import ROOT
 
 PACKAGES = ("torch", "diffusers", "peft", "transformers")
 TITLE = ("what", "ms, median (5–95 %)", "ms per image", "images/s",
          "peak GiB, allocated / reserved", "expected GiB", "notes")
-Row = tuple[str, Callable[[], Figures]]
 
 
 def plan(bench: Bench, checkout: Path | None, folder: Path) -> Iterator[Row]:
-    """All rows, what matters most first, what takes minutes to compile last.
-
-    Args:
-        checkout: of the reference, or None.
-        folder: an empty one for the reference's base, 5 GB.
-    """
+    """All rows, what matters most first, what takes minutes to compile last."""
     for dtype in bench.setup.dtypes:
         yield from training_rows(bench, dtype)
         yield from inference_rows(bench, dtype)
@@ -94,15 +87,7 @@ def other_rows(bench: Bench) -> Iterator[Row]:
 
 def measure(bench: Bench, rows: Iterable[Row], out: Path, *, about: Figures,
             minutes: float) -> list[Figures]:
-    """Measure row after row, writing `gpu.json` and `gpu.md` after each.
-
-    Args:
-        about: of the machine, see `describe`.
-        minutes: after which no further row is begun.
-
-    Returns:
-        Of each row "what" and its figures, or "error", or "note".
-    """
+    """Measure row after row until time is over: "what" and its figures, an "error" or a "note"."""
     found, started = [], time.monotonic()
     for what, work in rows:
         left_s = 60 * minutes - (time.monotonic() - started)
@@ -144,8 +129,7 @@ def cells(row: Figures) -> list[str]:
     def one(form: str, *names: str) -> str:
         return form.format(*(row[n] for n in names)) if all(n in row for n in names) else ""
 
-    per_image = {"each": row["ms"] / row["images"]} if "ms" in row else {}
-    row = row | per_image
+    row = row | ({"each": row["ms"] / row["images"]} if "ms" in row else {})
     skipped = one("{} steps skipped", "skipped_steps") if row.get("skipped_steps") else ""
     notes = (one("batch {}", "images") if "largest" in row["what"] else "", row.get("error"),
              row.get("note"), skipped, one("compiled in {:.0f} s", "compiling_s"),
@@ -162,22 +146,12 @@ def describe(setup: Setup) -> Figures:
     about: dict[str, Any] = {"CPU": platform.machine(), "Python": platform.python_version()}
     about |= {package: version(package) for package in PACKAGES}
     if setup.device == "cuda":
-        about |= {"GPU": torch.cuda.get_device_name(), "driver": driver(),
+        about |= {"GPU": torch.cuda.get_device_name(),
                   "capability": ".".join(map(str, torch.cuda.get_device_capability())),
                   "CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version(),
                   "TF32 in fp32 convolutions": torch.backends.cudnn.allow_tf32,
                   "GPU memory, GiB": round(setup.card_gib, 2)}
     return about | {"limit, GiB": setup.limit_gib, "rounds": setup.rounds}
-
-
-def driver() -> str:
-    """The driver's version, as nvidia-smi has it."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(command, check=True, capture_output=True, text=True,
-                              timeout=30).stdout.split()[0]
-    except (OSError, subprocess.SubprocessError, IndexError) as error:
-        return f"unknown ({type(error).__name__})"
 
 
 def gpu_setup() -> Setup:

@@ -16,7 +16,8 @@ from typing import Any
 
 import nbformat
 
-from helpers.__main__ import NOTEBOOK, ROOT
+from helpers.__main__ import NOTEBOOK
+from tests.places import copy_project
 
 SMALL = {"data.size_px": 64, "data.train_images": 6, "data.test_images": 6,
          "data.fitted_images": 1, "run.preview_every_steps": 5}
@@ -46,12 +47,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 class Page:
-    """One open notebook; what differs between JupyterLab and Notebook 6 is named in subclasses.
-
-    Args:
-        page: a Playwright page.
-        address: of the server.
-    """
+    """One open notebook; what differs between JupyterLab and Notebook 6 is named in subclasses."""
 
     module = path = cell = area = prompt = stop = line = handle = idle = screen = disk = ""
     contents = False  # whether it has a table of contents, and themes
@@ -121,10 +117,6 @@ class Page:
                 raise AssertionError(f"{what}: not within {timeout_s} s; see page.png in "
                                      f"{self.folder}")
             self.page.wait_for_timeout(100)
-
-    def wait_for_step(self, step: int) -> None:
-        """Wait until the bar of the training is there."""
-        self.wait(lambda: self.step() >= step, f"step {step}")
 
     def heights(self) -> dict[str, float]:
         """What each code cell shows takes so many pixels from top to bottom, by its title."""
@@ -222,18 +214,11 @@ def find_browser() -> str | None:
 
 @contextmanager
 def opened(kind: type[Page], folder: Path, python: str = sys.executable) -> Iterator[Page]:
-    """A small copy of the notebook beside its helpers, served, and open in a browser.
-
-    Args:
-        kind: `Lab` or `Classic`.
-        folder: empty; the notebook runs there.
-        python: the interpreter that has the server.
-    """
+    """A small copy of the notebook beside its helpers, served, and open in a browser."""
     from playwright.sync_api import sync_playwright
-    shutil.copytree(ROOT / "helpers", folder / "helpers",
-                    ignore=shutil.ignore_patterns("__pycache__"))
-    text = (ROOT / NOTEBOOK).read_text(encoding="utf-8")
-    for old, new in (("CHANGES = {}", f"CHANGES = {SMALL}"), ("STEPS = 0", f"STEPS = {STEPS}"),
+    copy_project(folder, SMALL)
+    text = (folder / NOTEBOOK).read_text(encoding="utf-8")
+    for old, new in (("STEPS = 0", f"STEPS = {STEPS}"),
                      ('PRESET = \\"auto\\"', 'PRESET = \\"demo\\"')):
         assert old in text
         text = text.replace(old, new)

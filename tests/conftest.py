@@ -1,36 +1,50 @@
-"""A tiny base, tiny faces and a tiny run that the tests share."""
+"""A tiny base, tiny faces and a tiny run that the tests share; in which order files are run."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one core each, for what a test starts, too
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 from helpers import config as settings
 from helpers.distances.losses import EnhancerLoss
 from helpers.faces import data
 from helpers.model.enhancer import SplatEnhancer
+from tests.runs import PROMPT, TINY
 
-GOLDEN = Path(__file__).parent / "fixtures" / "golden" / "base"
+HERE = Path(__file__).parent
+LONGEST_FIRST = ("training/test_survival.py", "storage/test_hub.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take minutes, so that no core waits for another at the end."""
+    begin = {HERE / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: begin.get(item.path, len(begin)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how to run a part, above pytest's own last line."""
+    rooms = sorted(folder.parent.name for folder in HERE.glob("*/__init__.py"))
+    terminalreporter.write_line(f"\nOne room's tests: make test ROOM={rooms[0]} (or "
+                                f"{', '.join(rooms[1:])})")
 
 
 @pytest.fixture
 def config() -> settings.Config:
-    """Eight steps on 64-pixel avatars and a random base, with no VGG to wait for."""
-    return settings.preset("demo").with_({
-        "data.size_px": 64, "data.train_images": 6, "data.test_images": 2,
-        "pairs.drawn": 1.0, "pairs.fitted": 0.0, "pairs.rendered": 0.0,
-        "model.base": str(GOLDEN), "loss.lpips": 0.0, "loss.gram": 0.0,
-        "optim.steps": 8, "optim.learning_rate": 1e-3, "optim.warmup_steps": 2,
-        "run.name": "test", "run.save_every_steps": 3,
-    })
+    """Of a tiny, quick run."""
+    return settings.preset("demo").with_(TINY)
 
 
 @pytest.fixture(scope="session")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> data.Faces:
     """Six avatars to train on and two to test with, 64 pixels."""
-    small = settings.DataConfig(size_px=64, train_images=6, test_images=2)
+    small = settings.preset("demo").with_(TINY).data
     return data.prepare(small, tmp_path_factory.mktemp("faces"), progress=None)
 
 
@@ -39,6 +53,6 @@ def build(config: settings.Config):
     """A function that builds the same fresh model each time, and its loss."""
     def fresh(dtype: torch.dtype = torch.float32) -> tuple[SplatEnhancer, EnhancerLoss]:
         model = SplatEnhancer.from_pretrained(config.model, device="cpu", dtype=dtype,
-                                              prompt_embedding=torch.zeros(1, 77, 32))
+                                              prompt_embedding=PROMPT)
         return model, EnhancerLoss(config.loss, device="cpu")
     return fresh

@@ -9,13 +9,13 @@ of the head's own under-fitted 3D Gaussians (`tests/fit_head.py`). The cuts were
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from helpers.__main__ import ROOT
 from helpers.degradation.pipeline import AMOUNTS, DegradeConfig, degrade
 from helpers.degradation.presets import DAMAGE, IMITATES, damage
 from helpers.degradation.resplat import DEFECTS
@@ -25,7 +25,7 @@ from helpers.pairs.reconstruct import Values, reconstruct
 from helpers.views.display import grid, save_figure
 from tests.fit_head import SIZE_PX, both, look_from, recipe
 
-FOLDER = Path(__file__).resolve().parent.parent / "results" / "degradation"
+FOLDER = ROOT / "results" / "degradation"
 NONE = DegradeConfig(**dict.fromkeys(AMOUNTS, 0.0), variation=0.0)
 # effect: head, yaw in degrees, seed of the effect; left, top, side of the cut, shares of the view
 CUTS = {

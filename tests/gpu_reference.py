@@ -34,12 +34,7 @@ Row = tuple[str, Callable[[], Figures]]
 
 
 def reference_rows(bench: Bench, checkout: Path | None, folder: Path) -> Iterator[Row]:
-    """Training and forward of both, in fp32 as the reference trains, and in our first dtype.
-
-    Args:
-        checkout: of the reference, or None to leave it out.
-        folder: an empty one for the base, 5 GB.
-    """
+    """Both in fp32, as the reference trains, and in our first dtype; 5 GB go into the folder."""
     if checkout is None:
         yield "reference", lambda: {"note": "left out: no --reference PATH"}
         return

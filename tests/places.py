@@ -29,6 +29,7 @@ from helpers.storage.whole import write_whole
 
 STAND_IN = ROOT / "tests" / "colab"
 BESIDES = ("numpy", "pillow", "torchao")  # what the named packages bring, or must do without
+SMALL = {"data.size_px": 64, "data.train_images": 4, "data.test_images": 2, "optim.steps": 3}
 SAID = {  # by each of two runs
     "colab": (("colab: 3 packages mended", "Installed lpips", "Installed stlpips-pytorch",
                "Removed torchao"), ("finished",)),
@@ -37,11 +38,7 @@ SAID = {  # by each of two runs
 
 
 def copy_project(folder: Path, changes: dict[str, Any] | None = None) -> None:
-    """Copy notebook and helpers to a folder, which is /content and /kaggle/working to them.
-
-    Args:
-        changes: settings for the notebook's form, by `section.field`.
-    """
+    """Copy notebook, with changed settings, and helpers to what they take for the place's own."""
     shutil.copytree(ROOT / "helpers", folder / "helpers",
                     ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / NOTEBOOK, folder)
@@ -81,9 +78,10 @@ def run_notebook(folder: Path, variables: dict[str, str], out: str) -> tuple[flo
 
 
 def printed(notebook: Path) -> str:
-    """All that the cells of an executed notebook printed."""
+    """All that the cells of an executed notebook printed and showed."""
     cells = nbformat.read(notebook, as_version=4).cells
-    return "\n".join(o.get("text", "") for cell in cells for o in cell.get("outputs", []))
+    return "\n".join(o.get("text", "") or str(o.get("data", {}))
+                     for cell in cells for o in cell.get("outputs", []))
 
 
 def versions() -> dict[str, str]:
@@ -95,10 +93,7 @@ def versions() -> dict[str, str]:
 
 
 def visit(place: str, folder: Path) -> dict[str, Any]:
-    """Run the demo twice as if in a place, and check what each of the two must have said.
-
-    Returns:
-        What was run: versions before and after, seconds, and the gain on held-out faces.
+    """Run the demo twice as if in a place: versions, seconds, and the gain on held-out faces.
 
     Raises:
         RuntimeError: a run did not say what it must.

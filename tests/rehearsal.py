@@ -22,6 +22,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from helpers import evaluation
+from helpers.__main__ import ROOT
 from helpers.checkpoints import checkpoint
 from helpers.config import ASSETS, SD_TURBO, TINY_BASE, Config, preset
 from helpers.distances import Metrics
@@ -30,10 +31,9 @@ from helpers.faces import data
 from helpers.model.enhancer import SplatEnhancer
 from helpers.plans import budget
 from helpers.storage.whole import write_whole
-from helpers.training.loop import train
+from helpers.training.loop import Record, train
 from helpers.training.trainer import Trainer
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "results" / "rehearsal.json"
 TEXT = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23,
         "num_attention_heads": 16, "hidden_act": "gelu", "projection_dim": 512,
@@ -53,16 +53,11 @@ def random_networks(base: str, device: str) -> tuple[AutoencoderKL, UNet2DCondit
 
 def make_base(folder: Path, *, base: str = SD_TURBO, text: dict = TEXT, device: str = "cpu",
               half: bool = True) -> dict:
-    """Write a base with random weights in the hub's layout.
+    """Write a base of such shapes with random weights in the hub's layout: parameters, size in GB.
 
     Args:
-        base: whose shapes it has, see `budget.network_configs`.
-        text: configuration of the text encoder.
-        device: where the weights are drawn.
+        base: whose shapes it has, see `budget.network_configs`; `text` are the text encoder's.
         half: fp16 files under the names of that variant, or fp32 files under the plain names.
-
-    Returns:
-        Parameters of each network, and the size of the folder in GB.
     """
     vae, unet = random_networks(base, device)
     with torch.device(device):
@@ -107,13 +102,17 @@ def save_once(folder: Path) -> dict:
     return {"checkpoint_mb": file.stat().st_size / 1e6}
 
 
-def run(folder: Path, steps: int) -> dict:
+def run(folder: Path, steps: int) -> tuple[SplatEnhancer, list[Record]]:
     """Train to this many steps, from wherever the run stands."""
-    config = rehearsal_config(folder, steps)
+    config, model = rehearsal_config(folder, steps), build(folder)
     faces = data.prepare(config.data, folder / "data", progress=None)
-    model = build(folder)
     loss = EnhancerLoss(config.loss, device="cpu")
-    records = list(train(config, model, faces, loss, folder=folder / "run"))
+    return model, list(train(config, model, faces, loss, folder=folder / "run"))
+
+
+def two_steps(folder: Path) -> dict:
+    """The first two steps of a run."""
+    _, records = run(folder, 2)
     return {"steps": [record.step for record in records],
             "losses": [record.losses["total"] for record in records],
             "skipped": sum(record.skipped for record in records),
@@ -122,22 +121,18 @@ def run(folder: Path, steps: int) -> dict:
 
 def measure(folder: Path) -> dict:
     """Evaluate the resumed model on two held-out faces."""
-    config = rehearsal_config(folder, 3)
+    (model, resumed), config = run(folder, 3), rehearsal_config(folder, 3)
     faces = data.prepare(config.data, folder / "data", progress=None)
-    model = build(folder)
-    loss = EnhancerLoss(config.loss, device="cpu")
-    resumed = list(train(config, model, faces, loss, folder=folder / "run"))
     pairs = evaluation.held_out_pairs(config, faces, device="cpu", batch=1)
     with model.merged():
-        result = evaluation.evaluate(model.enhance, pairs, Metrics(config.loss,
-                                                                          device="cpu"))
+        result = evaluation.evaluate(model.enhance, pairs, Metrics(config.loss, device="cpu"))
     return {"resumed_at": resumed[0].step, "psnr": result.restored["psnr"], "n": result.n}
 
 
 PHASES = {"make_base": lambda folder: make_base(folder / "base"),
           "build_fp16": lambda folder: {"dtype": str(build(folder, torch.float16).unet.dtype)},
           "save_once": save_once,
-          "two_steps": lambda folder: run(folder, 2), "resume_and_evaluate": measure}
+          "two_steps": two_steps, "resume_and_evaluate": measure}
 
 
 def peak_rss_gib() -> float:

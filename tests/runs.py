@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -12,10 +14,15 @@ from helpers.config import Config
 from helpers.degradation.pipeline import AMOUNTS
 from helpers.training.loop import train
 
-# Damage that is drawn at random and takes no time
-QUICK = {f"degrade.{name}": 0.0 for name in AMOUNTS if name not in ("warp", "noise")} | {
+GOLDEN = Path(__file__).parent / "fixtures" / "golden" / "base"
+PROMPT = torch.zeros(1, 77, 32)  # embedded, for that base
+# Six steps of one 64-pixel avatar on a random base, without VGG; of the damage, what takes no time
+TINY = {f"degrade.{name}": 0.0 for name in AMOUNTS if name not in ("warp", "noise")} | {
+    "data.size_px": 64, "data.train_images": 6, "data.test_images": 2, "model.base": str(GOLDEN),
     "pairs.drawn": 1.0, "pairs.fitted": 0.0, "pairs.rendered": 0.0,
-    "optim.batch": 1, "optim.steps": 6, "run.save_every_steps": 2}
+    "loss.lpips": 0.0, "loss.gram": 0.0, "optim.batch": 1, "optim.steps": 6,
+    "optim.learning_rate": 1e-3, "optim.warmup_steps": 2, "run.name": "test",
+    "run.save_every_steps": 2}
 WALL_CLOCK = ("seconds", "images_per_s")  # of a record: the only part that may differ
 
 
@@ -38,3 +45,17 @@ def states_differ(one: Path, other: Path, name: str = checkpoints.LATEST) -> lis
     parts += ["history"] if str(histories[0]) != str(histories[1]) else []  # NaN equals NaN
     return parts + [tensor for tensor in a.tensors.keys() | b.tensors.keys()
                     if not torch.equal(a.tensors[tensor], b.tensors[tensor])]
+
+
+def saved_step(*folders: Path) -> int | None:
+    """The step that a run in these folders goes on from."""
+    found, _ = checkpoints.newest(folders)
+    return found and found.step
+
+
+def wait_for(reached: Callable[[], object]) -> None:
+    """For another thread or process; 20 seconds at most."""
+    until = time.monotonic() + 20
+    while not reached() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert reached()

@@ -27,6 +27,7 @@ import torch
 from matplotlib import pyplot
 
 from helpers import evaluation
+from helpers.__main__ import ROOT
 from helpers.checkpoints import checkpoint as checkpoints
 from helpers.config import Config, preset
 from helpers.distances import EnhancerLoss, Metrics
@@ -34,10 +35,8 @@ from helpers.faces import data
 from helpers.model.enhancer import SplatEnhancer
 from helpers.training.loop import train
 
-from .conftest import GOLDEN
-from .runs import QUICK, states_differ
+from .runs import PROMPT, TINY, states_differ
 
-ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "results" / "survival" / "loss.png"
 TMP = checkpoints.LATEST + ".tmp"
 EVERY = 2  # steps between two saves
@@ -45,44 +44,15 @@ EVERY = 2  # steps between two saves
 
 @dataclass(frozen=True)
 class Kill:
-    """One SIGKILL.
+    """One SIGKILL."""
 
-    Args:
-        reached: the last step that was finished.
-        kept: the step the run goes on from.
-        in_save: it fell into the writing of a file.
-    """
-
-    reached: int
-    kept: int
-    in_save: bool
-
-
-def tiny_config(steps: int, save_every_steps: int) -> Config:
-    """A run of steps that take a tenth of a second each."""
-    return preset("demo").with_(QUICK | {
-        "data.size_px": 64, "data.train_images": 6, "data.test_images": 2,
-        "model.base": str(GOLDEN), "loss.lpips": 0.0, "loss.gram": 0.0,
-        "optim.steps": steps, "optim.learning_rate": 1e-3, "run.name": "survivor",
-        "run.save_every_steps": save_every_steps})
-
-
-def demo_config(steps: int) -> Config:
-    """The demo as it is, on smaller and fewer images."""
-    return preset("demo").with_({"pairs.drawn": 1.0, "pairs.fitted": 0.0, "pairs.rendered": 0.0,
-                                 "data.size_px": 64, "data.train_images": 16,
-                                 "data.test_images": 2, "optim.steps": steps,
-                                 "run.save_every_steps": 4})
+    reached: int  # the last step that was finished
+    kept: int  # the step the run goes on from
+    in_save: bool  # it fell into the writing of a file
 
 
 class Trainings:
-    """Trainings of one config, each in a process of its own.
-
-    Args:
-        config: of all of them.
-        folder: for the faces.
-        prompt_embedding: for a base without text encoder.
-    """
+    """Trainings of one config, each in a process of its own; the faces lie in the folder."""
 
     def __init__(self, config: Config, folder: Path, prompt_embedding: Any = None) -> None:
         torch.set_num_threads(1)  # a fork has none of the threads of its parent
@@ -140,11 +110,7 @@ class Trainings:
 
     def kill(self, folder: Path, dice: random.Random, *, steps: tuple[int, int],
              in_save: bool = False, drive: Path | None = None) -> Kill | None:
-        """Train on and kill it: so many steps later at any moment, or within the next save.
-
-        Returns:
-            None if it had finished before.
-        """
+        """Train on and kill it, so many steps later or within the next save; None if it ended."""
         before, folders = _written_at(folder / TMP), [folder] + ([drive] if drive else [])
         start = self.reached_in(*folders)
         process = self.start(folder, drive)
@@ -167,7 +133,6 @@ class Trainings:
         return Kill(max(self.reached, kept), kept,  # a step is told only after its save
                     unfinished or not (folder / checkpoints.LATEST).exists())
 
-
     def stop(self, folder: Path, number: int) -> dict[str, int]:
         """Train on and send a signal after two steps: exit status, last step, step kept."""
         until = self.reached_in(folder) + 2
@@ -181,11 +146,7 @@ class Trainings:
 
 
 def differences(one: Path, other: Path, drive: Path | None = None) -> list[str]:
-    """What is not equal, bit for bit, in the states and evaluations of two finished runs.
-
-    Args:
-        drive: where the states of the other are, if not with its evaluation.
-    """
+    """What is not equal in the states (of the other on Drive, if given) and evaluations."""
     found = [f"{name}: {part}" for name in (checkpoints.LATEST, checkpoints.BEST)
              for part in states_differ(one, drive or other, name)]
     evaluations = [(folder / "evaluation.json").read_bytes() for folder in (one, other)]
@@ -197,13 +158,10 @@ def survive(folder: Path, kills: int, *, seed: int = 0) -> dict[str, Any]:
 
     Every other run has a Drive, and loses its disk with each third kill. One more is not killed
     but stopped, by SIGTERM and by Ctrl-C.
-
-    Returns:
-        The kills, the steps that each loss of the disk cost, the stops, the differing parts of
-        each finished run, and seconds.
     """
     started, dice = time.perf_counter(), random.Random(seed)
-    trainings = Trainings(tiny_config(20, EVERY), folder, torch.zeros(1, 77, 32))
+    config = preset("demo").with_(TINY | {"optim.steps": 20, "run.save_every_steps": EVERY})
+    trainings = Trainings(config, folder, PROMPT)
     trainings.run(folder / "whole")
     fallen, disk_losses, differing = [], [], []
     while len(fallen) < kills:
@@ -231,7 +189,9 @@ def survive(folder: Path, kills: int, *, seed: int = 0) -> dict[str, Any]:
 
 def five_kills(folder: Path) -> list[Kill]:
     """Train the demo undisturbed in `folder`/whole, and in `folder`/killed with five kills."""
-    trainings, dice, kills = Trainings(demo_config(40), folder), random.Random(1), []
+    demo = preset("demo").with_({"data.size_px": 64, "data.train_images": 16, "optim.steps": 40,
+                                 "data.test_images": 2, "run.save_every_steps": 4})
+    trainings, dice, kills = Trainings(demo, folder), random.Random(1), []
     trainings.run(folder / "whole")
     while len(kills) < 5:
         kill = trainings.kill(folder / "killed", dice, steps=(5, 9), in_save=len(kills) == 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,11 +12,11 @@ import torch
 from helpers.errors import refused
 from helpers.model.enhancer import SplatEnhancer
 from tests import bench, bench_gpu
-from tests.conftest import GOLDEN
 from tests.gpu_reference import SAME_WORK, check_reference, load_reference
 from tests.gpu_rows import largest_batch, training_step
 from tests.gpu_setup import Bench, Setup, differences
 from tests.rehearsal import random_networks
+from tests.runs import GOLDEN
 
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
         "num_attention_heads": 2, "vocab_size": 49408, "max_position_embeddings": 77}
@@ -158,18 +159,14 @@ def test_a_half_precision_step_is_not_skipped(tiny, dtype):
 
 def failing_rows():
     """Rows that fail in different ways, and one that does not, in the end."""
-    def fails(error):
-        def work():
-            raise error
-        return work
     memory = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 14.50 GiB allowed. See"
-    yield "greedy", fails(torch.OutOfMemoryError(memory))
-    yield "wrong", fails(refused("x", "1 | 2", 3, "change it"))
+    yield "greedy", Mock(side_effect=torch.OutOfMemoryError(memory))
+    yield "wrong", Mock(side_effect=refused("x", "1 | 2", 3, "change it"))
     yield "right", lambda: {"ms": 5.0, "ms_p5": 4.0, "ms_p95": 6.0, "images": 2,
                             "images_per_s": 400.0}
 
 
-def test_a_failing_row_is_reported_and_stops_no_other(tiny, tmp_path, capsys):
+def test_a_failing_row_stops_no_other_and_none_is_begun_when_time_is_over(tiny, tmp_path, capsys):
     found = bench_gpu.measure(tiny, failing_rows(), tmp_path, about={}, minutes=1)
     assert [row.get("error") for row in found] == [
         "out of memory: Tried to allocate 2.00 GiB. GPU 0 has 14.50 GiB allowed. See",
@@ -177,11 +174,8 @@ def test_a_failing_row_is_reported_and_stops_no_other(tiny, tmp_path, capsys):
     page = (tmp_path / "gpu.md").read_text(encoding="utf-8")
     assert "expected 1 / 2, got 3" in page and "| right | 5.0 (4.0–6.0) | 2.5 | 400.00 |" in page
     assert "s left] right" in capsys.readouterr().out
-
-
-def test_no_row_is_begun_when_time_is_over(tiny, tmp_path):
-    rows = bench_gpu.measure(tiny, failing_rows(), tmp_path, about={}, minutes=0)
-    assert [row["note"] for row in rows] == ["not begun: 0 minutes were over"] * 3
+    late = bench_gpu.measure(tiny, failing_rows(), tmp_path, about={}, minutes=0)
+    assert [row["note"] for row in late] == ["not begun: 0 minutes were over"] * 3
 
 
 @pytest.mark.parametrize(("fitting", "expected"), [(0, 1), (1, 1), (4, 4), (9, 6)])

@@ -3,6 +3,7 @@
 The only room that knows Colab and Kaggle.
 """
 
+from . import packages
 from .drive import mount_drive
 from .packages import prepare_packages, versions
 from .progress import Bar

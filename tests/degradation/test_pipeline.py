@@ -9,15 +9,7 @@ import torch.nn.functional as F
 
 from helpers.config import DegradeConfig
 from helpers.degradation import pipeline
-from helpers.degradation.pipeline import (
-    AMOUNTS,
-    STAGES,
-    Preview,
-    degrade,
-    degrade_batch,
-    draw_amounts,
-    variation_mask,
-)
+from helpers.degradation.pipeline import AMOUNTS, STAGES, Preview, degrade, draw_amounts
 from helpers.faces.regions import REGIONS
 
 ZERO = DegradeConfig(**dict.fromkeys(AMOUNTS, 0.0))
@@ -81,35 +73,31 @@ def test_each_amount_alone_changes_the_image_within_range_and_leaves_the_input(n
     assert full.min() >= 0 and full.max() <= 1
 
 
-@pytest.mark.parametrize("settings", [DegradeConfig(), *map(only, AMOUNTS)])
-def test_a_sample_is_bit_equal_alone_and_in_any_batch(settings):
-    clean, regions, seeds = make_faces()
-    together = degrade(clean, regions, settings, seeds)
-    for order in ([2, 0], [1]):
-        again = degrade(clean[order], regions[order], settings, seeds[order])
-        assert torch.equal(again, together[order])
-
-
+@pytest.mark.parametrize("settings", [None, DegradeConfig(), *map(only, AMOUNTS)])
 @pytest.mark.parametrize("size", [(64, 64), (7, 13)])
-def test_samples_with_amounts_of_their_own_are_bit_equal_alone_and_in_a_batch(size):
+def test_a_sample_is_bit_equal_alone_and_in_any_batch(settings, size):
     clean, regions, seeds = make_faces(3, *size)
-    amounts = draw_mixed_amounts(3)
-    together = degrade(clean, regions, DegradeConfig(), seeds, amounts=amounts)
-    alone = [degrade(*(x[i:i + 1] for x in (clean, regions)), DegradeConfig(), seeds[i:i + 1],
-                     amounts=amounts[i:i + 1]) for i in range(3)]
-    assert torch.equal(torch.cat(alone), together)
+
+    def degraded(order):  # without settings each has amounts of its own
+        own = None if settings else draw_mixed_amounts(3)[order]
+        return degrade(clean[order], regions[order], settings or DegradeConfig(), seeds[order],
+                       amounts=own)
+    together = degraded([0, 1, 2])
+    assert all(torch.equal(degraded(order), together[order]) for order in ([2, 0], [1]))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 80), (7, 13), (1, 1), (300, 270)])
-def test_a_batch_at_once_as_on_a_gpu_is_close_to_its_samples_alone(size):
+def test_a_batch_of_any_size_at_once_as_on_a_gpu_is_close_to_its_samples_alone(size):
     clean, regions, seeds = make_faces(3, *size)
     for stage in STAGES:
         amounts = draw_mixed_amounts(3) * torch.tensor([a in stage.amounts for a in AMOUNTS])
         amounts[1] = 0
-        batch = degrade_batch(clean, regions, amounts, 0.7, seeds.tolist())
+        batch = pipeline.degrade_batch(clean, regions, amounts, 0.7, seeds.tolist())
         alone = degrade(clean, regions, DegradeConfig(variation=0.7), seeds, amounts=amounts)
         torch.testing.assert_close(batch, alone, atol=2e-5, rtol=0)
         assert torch.equal(batch[1], clean[1])
+    first, second = (degrade(clean, regions, DegradeConfig(), seeds + k) for k in (0, 1))
+    assert first.shape == clean.shape and not torch.equal(first, second)
 
 
 def test_stages_that_no_sample_uses_are_skipped_and_the_cpu_goes_one_by_one(calls):
@@ -125,13 +113,6 @@ def test_images_in_any_memory_layout_are_degraded_alike():
     assert torch.equal(degrade(strided, regions, DegradeConfig(), seeds), expected)
     one = degrade(clean[:1].expand(3, -1, -1, -1), regions, DegradeConfig(), seeds)
     assert torch.equal(one[0], expected[0]) and not torch.equal(one[1], expected[1])
-
-
-@pytest.mark.parametrize("size", [(64, 64), (48, 80), (7, 13), (1, 1), (300, 270)])
-def test_any_size_is_accepted_and_another_seed_gives_another_image(size):
-    clean, regions, seeds = make_faces(1, *size)
-    first, second = (degrade(clean, regions, DegradeConfig(), seeds + k) for k in (0, 1))
-    assert first.shape == clean.shape and not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("name", ["brightness", "color_jitter", "noise"])
@@ -155,30 +136,24 @@ def test_a_region_amount_stays_in_its_feathered_mask(region):
     assert not changed.any()
 
 
-def test_stages_lead_from_clean_to_what_degrade_returns():
-    clean, regions, seeds = make_faces(1)
-    settings = DegradeConfig(strength=0.7, warp=0.0)
-    pictures = Preview(clean, regions)(settings, int(seeds))
+def test_a_preview_leads_from_clean_to_degraded_whatever_was_moved_before():
+    clean, regions, _ = make_faces(1, 40, 32)
+    dice, preview = random.Random(3), Preview(clean, regions)
+    settings, seed = DegradeConfig(strength=0.7, warp=0.0), 0
+    pictures = preview(settings, seed)
     assert list(pictures) == ["clean", *(stage.name for stage in STAGES), "degraded"]
     assert torch.equal(pictures["clean"], clean)
     assert torch.equal(pictures["warp"], pictures["splat"])
-    assert torch.equal(pictures["degraded"], degrade(clean, regions, settings, seeds))
-
-
-def test_a_preview_is_bit_equal_to_a_fresh_one_whatever_was_moved_before():
-    clean, regions, _ = make_faces(1, 40, 32)
-    dice, preview = random.Random(3), Preview(clean, regions)
-    settings, seed = DegradeConfig(), 0
-    for _ in range(16):
+    for _ in range(12):
         name = dice.choice([*AMOUNTS, "strength", "variation", "seed"])
         if name == "seed":
             seed = dice.randrange(3)
         else:
             settings = dataclasses.replace(settings, **{name: dice.choice([0.0, 0.4, 1.0])})
         moved, fresh = preview(settings, seed), Preview(clean, regions)(settings, seed)
-        assert list(moved) == list(fresh) and len(fresh) == len(STAGES) + 2
+        assert list(moved) == list(fresh)
         assert all(torch.equal(moved[key], fresh[key]) for key in fresh)
-    assert torch.equal(preview(settings, seed)["degraded"],
+    assert torch.equal(moved["degraded"],
                        degrade(clean, regions, settings, torch.tensor([seed])))
 
 
@@ -234,11 +209,11 @@ def test_larger_amounts_do_more_damage():
 
 def test_variation_mask_is_patchy_per_region_and_flat_without_contrast():
     _, regions, seeds = make_faces(2)
-    mask, other = (variation_mask((regions + k) % 6, DegradeConfig(variation=1.0), seeds)
+    mask, other = (pipeline.variation_mask((regions + k) % 6, DegradeConfig(variation=1.0), seeds)
                    for k in (0, 1))
     assert mask.shape == regions.shape and mask.min() >= 0 and mask.max() <= 1 and mask.std() > 0.2
     assert (mask != other).float().mean() > 0.99 and not torch.equal(mask[0], mask[1])
-    assert (variation_mask(regions, DegradeConfig(variation=0.0), seeds) == 1).all()
+    assert (pipeline.variation_mask(regions, DegradeConfig(variation=0.0), seeds) == 1).all()
 
 
 def test_a_seed_looks_alike_at_two_sizes():
@@ -264,18 +239,14 @@ def test_a_seed_looks_alike_at_two_sizes():
     (lambda c, r, s: (c, r, s.float()), "seeds: expected int64"),
 ])
 def test_bad_input_raises_one_clear_error(change, message):
-    clean, regions, seeds = change(*make_faces())
+    clean, regions, seeds = change(*make_faces(1))
     with pytest.raises(ValueError, match=message):
         degrade(clean, regions, DegradeConfig(), seeds)
+    if "seeds" not in message:
+        with pytest.raises(ValueError, match=message):
+            Preview(clean, regions)
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda c, r: (c[0], r), "clean: expected float32"),
-    (lambda c, r: (c, r), "clean: expected one image"),
-    (lambda c, r: (c[:1] + 1, r[:1]), "clean: expected finite values"),
-    (lambda c, r: (c[:1], r[:1] + 1), "regions: expected values 0 to 5"),
-    (lambda c, r: (c[:1], r[:1, 1:]), "regions: expected"),
-])
-def test_a_preview_refuses_what_degrade_refuses_and_more_than_one_image(change, message):
-    with pytest.raises(ValueError, match=message):
-        Preview(*change(*make_faces()[:2]))
+def test_a_preview_is_of_one_image():
+    with pytest.raises(ValueError, match="clean: expected one image"):
+        Preview(*make_faces()[:2])

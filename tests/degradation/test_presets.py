@@ -9,16 +9,8 @@ from pathlib import Path
 import pytest
 
 from helpers.config import DegradeConfig
-from helpers.degradation import resplat
-from helpers.degradation.presets import (
-    DAMAGE,
-    FILE,
-    IMITATES,
-    damage,
-    in_words,
-    keep_damage,
-    kept_damage,
-)
+from helpers.degradation import presets, resplat
+from helpers.degradation.presets import DAMAGE, FILE, IMITATES, damage, keep_damage, kept_damage
 
 OWN = dataclasses.replace(DegradeConfig(), eyes=0.15, clean_share=0.0, sparsity=1.0)
 FIELDS = [field.name for field in dataclasses.fields(DegradeConfig)]
@@ -59,26 +51,21 @@ def test_kept_damage_is_read_back_equal_from_any_folder(settings, tmp_path):
         assert json.loads(text) == vars(settings) and len(text.splitlines()) == len(FIELDS) + 2
 
 
-def test_without_folders_or_files_there_is_no_kept_damage(tmp_path):
-    keep_damage(OWN, [])
-    keep_damage(OWN, [None])
-    for folders in ([], [None], [tmp_path, tmp_path / "none"]):
-        assert kept_damage(folders) is None
-
-
 def test_words_name_only_what_differs_from_the_form():
     form = damage("light")
     own = dataclasses.replace(form, strength=0.5, eyes=0.25)
-    assert in_words(None, form) == "the form's damage"
-    assert in_words(own, form) == \
+    assert presets.in_words(None, form) == "the form's damage"
+    assert presets.in_words(own, form) == \
         "your own damage; other than in the form: strength=0.5, eyes=0.25"
-    assert in_words(form, form).endswith("other than in the form: nothing")
+    assert presets.in_words(form, form).endswith("other than in the form: nothing")
 
 
 def test_none_removes_what_was_kept_and_creates_nothing(tmp_path):
     folders = [tmp_path / "run", tmp_path / "drive"]
-    for _ in range(2):
-        keep_damage(None, folders)
+    for own in (None, OWN):
+        keep_damage(own, [])
+        keep_damage(own, [None])
+        assert kept_damage([]) is kept_damage([None, *folders]) is None
         assert not any(folder.exists() for folder in folders)
     keep_damage(OWN, folders)
     for _ in range(2):
@@ -91,8 +78,7 @@ def test_the_first_folder_that_has_damage_wins(tmp_path):
     keep_damage(OWN, [drive])
     assert kept_damage([run, drive]) == OWN
     keep_damage(damage("heavy"), [run])
-    assert kept_damage([run, drive]) == damage("heavy")
-    assert kept_damage([drive, run]) == OWN
+    assert kept_damage([run, drive]) == damage("heavy") and kept_damage([drive, run]) == OWN
 
 
 def test_fields_that_a_file_lacks_take_the_defaults(tmp_path):

@@ -14,12 +14,10 @@ from huggingface_hub.utils import _auth
 
 from helpers.checkpoints import checkpoint
 from helpers.machine import drive, runtime
-from tests.places import STAND_IN, colab_variables, copy_project, run_notebook
+from tests.places import SMALL, STAND_IN, colab_variables, copy_project, run_notebook
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Colab runs on Linux")
 COLAB = replace(runtime.detect(), place="colab", device=torch.device("cpu"))
-SMALL = {"data.size_px": 64, "data.train_images": 6, "data.test_images": 6,
-         "optim.steps": 8, "run.save_every_steps": 1}
 
 
 @pytest.fixture
@@ -63,12 +61,6 @@ def test_without_drive_the_session_goes_on_and_is_told_what_that_means(
         assert "run this cell again" in told
 
 
-def test_mounting_again_finds_the_same_drive(google, tmp_path, capsys):
-    (mount(tmp_path) / "kept").touch()
-    assert (mount(tmp_path) / "kept").exists()
-    assert "already mounted" in capsys.readouterr().out
-
-
 def test_files_in_the_place_of_drive_are_named_and_left_alone(google, tmp_path, capsys):
     """A local folder that looks like Drive: saving there would look safe, and be lost."""
     mine = tmp_path / "content" / "drive" / "MyDrive" / "splat_enhancer" / "mine.txt"
@@ -87,9 +79,10 @@ def test_drive_outside_the_main_thread_is_no_drive(google, tmp_path, capsys):
     assert found == [None] and "main thread" in capsys.readouterr().out
 
 
-def test_drive_that_died_is_mounted_anew_with_what_it_held(google, tmp_path):
+def test_mounting_again_finds_the_same_drive_also_where_it_died(google, tmp_path, capsys):
     kept = mount(tmp_path) / "kept"
     kept.touch()
+    assert mount(tmp_path) == kept.parent and "already mounted" in capsys.readouterr().out
     google.colab.drive._die(tmp_path / "content" / "drive")
     with pytest.raises(OSError):
         kept.stat()
@@ -142,9 +135,8 @@ def test_a_stand_in_answers_as_colab_does(google, monkeypatch, tmp_path, capsys)
 def test_drive_that_dies_stops_no_run_and_what_it_got_is_whole(google, tmp_path):
     """The notebook: mounting fails once, then Drive dies as soon as a checkpoint reached it."""
     content = tmp_path / "content"
-    copy_project(content, SMALL)
-    variables = colab_variables(content, "failing,dying") | {"OMP_NUM_THREADS": "1"}
-    _, text = run_notebook(content, variables, "out")
+    copy_project(content, SMALL | {"optim.steps": 8, "run.save_every_steps": 1})
+    _, text = run_notebook(content, colab_variables(content, "failing,dying"), "out")
     with pytest.raises(OSError):
         (content / "drive" / "MyDrive").stat()
     assert "Mounted at" in text and "No Google Drive" not in text and "No copy in" in text
@@ -152,4 +144,4 @@ def test_drive_that_dies_stops_no_run_and_what_it_got_is_whole(google, tmp_path)
     assert {p.name for p in (home / "results" / "demo").iterdir()} >= {"metrics.json", "enhancer"}
     local, there = (checkpoint.newest([folder / "runs" / "demo"])[0]
                     for folder in (home, tmp_path / "content-cloud" / "splat_enhancer"))
-    assert local.step == SMALL["optim.steps"] > there.step
+    assert local.step == 8 > there.step

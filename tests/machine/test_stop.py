@@ -9,16 +9,9 @@ import threading
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from helpers.checkpoints import checkpoint as checkpoints
 from helpers.machine.stop import Stopped, StopRequests
 from helpers.training.loop import train
-from tests.runs import QUICK, run, states_differ
-
-
-@pytest.fixture
-def config(config):
-    """Six quick steps of one image."""
-    return config.with_(QUICK)
+from tests.runs import run, saved_step, states_differ
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -26,14 +19,14 @@ def test_a_stop_finishes_the_step_saves_and_raises(config, build, faces, tmp_pat
     model, loss = build()
     before, steps = signal.getsignal(number), []
 
-    def signalling(restored, clean, view_seed):
+    def signalling(*pair, view_seed, **options):
         if view_seed == 2:  # in the middle of step 3
             os.kill(os.getpid(), number)
-        return loss(restored, clean, view_seed=view_seed)
+        return loss(*pair, view_seed=view_seed, **options)
     with pytest.raises(KeyboardInterrupt, match=f"after step 3 and saved in {tmp_path}"):
         for record in train(config, model, faces, signalling, folder=tmp_path):
             steps.append(record.step)
-    assert steps == [1, 2, 3] and checkpoints.newest([tmp_path])[0].step == 3
+    assert steps == [1, 2, 3] and saved_step(tmp_path) == 3
     assert signal.getsignal(number) is before
 
 
@@ -52,7 +45,7 @@ def test_an_error_in_the_loop_saves_at_once(config, build, faces, tmp_path):
     with pytest.raises(ZeroDivisionError) as kept_alive:  # as a notebook keeps a traceback
         for record in train(config, model, faces, loss, folder=tmp_path):
             record.step / (record.step - 3)
-    assert checkpoints.newest([tmp_path])[0].step == 3 and kept_alive
+    assert saved_step(tmp_path) == 3 and kept_alive
 
 
 def test_a_loop_that_is_never_closed_stands_in_nobodys_way(config, build, faces, tmp_path):

@@ -148,16 +148,17 @@ def _in_tiles(model, images):
     return restored.clamp(0, 1)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (100, 128), (129, 64), (320, 200)])
-def test_enhancer_restores_any_size_and_what_fits_a_tile_exactly_as_whole(build, size):
-    model, images = build()[0].eval(), _images(*size, count=2)
-    restored = _in_tiles(model, images)
-    assert restored.shape == images.shape and restored.isfinite().all()
-    if max(size) <= 128:
-        assert torch.equal(restored, model.enhance(images))
+def test_enhancer_restores_any_size_and_what_fits_a_tile_exactly_as_whole(build):
+    model = build()[0].eval()
+    for size in (64, 64), (100, 128), (129, 64), (200, 160):
+        images = _images(*size, count=2)
+        restored = _in_tiles(model, images)
+        assert restored.shape == images.shape and restored.isfinite().all()
+        if max(size) <= 128:
+            assert torch.equal(restored, model.enhance(images))
 
 
 def test_tiles_of_the_embedded_base_come_close_to_the_whole_picture():
     model = SplatEnhancer.from_pretrained(preset("demo").model, device="cpu").eval()
-    image = render_avatar(5001, 256)[0][None]
+    image = render_avatar(5001, 192)[0][None]
     assert (_in_tiles(model, image) - model.enhance(image)).abs().mean() < 4 / 255

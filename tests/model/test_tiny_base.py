@@ -144,5 +144,3 @@ def test_a_cache_of_another_count_is_not_taken(tmp_path):
     two = tiny_base.render_identities(2, tmp_path / "a.npy")
     assert torch.equal(two, tiny_base.render_identities(2, tmp_path / "a.npy"))
     assert len(tiny_base.render_identities(3, tmp_path / "a.npy")) == 3
-
-

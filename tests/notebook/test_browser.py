@@ -54,8 +54,8 @@ def train_for_long(page):
     page.write("Choose the settings", "STEPS", "10_000")
     page.run_all()
     page.wait(lambda: page.is_running("Train") and page.step(), "a new bar")
-    page.wait_for_step(page.step() + 3)
-    page.wait(lambda: page.pictures("Train"), "a picture")
+    later = page.step() + 3
+    page.wait(lambda: page.step() >= later and page.pictures("Train"), "steps and a picture")
 
 
 def shown_in(saved):
@@ -153,7 +153,7 @@ def test_a_stopped_training_goes_on_from_its_step(live):
     assert step >= STEPS + 3 and not live.is_running(RESTORE)
     live.run("Train")
     live.wait(lambda: f"goes on after step {step}" in live.output("Train").text_content(), "more")
-    live.wait_for_step(step + 2)
+    live.wait(lambda: live.step() >= step + 2, "two steps")
     stop(live)
 
 

@@ -187,7 +187,7 @@ def sessions(hub, tmp_path_factory):
         write_notebook(place / NOTEBOOK, run_name, last)
         hub.requests.clear()
         done = subprocess.run(
-            [sys.executable, "-m", "tests.test_hub", str(place), str(place / f"out{len(kept)}")],
+            [sys.executable, "-m", "tests.storage.test_hub", place, place / f"out{len(kept)}"],
             cwd=ROOT, env=environment(hub, place / home, **more), capture_output=True,
             encoding="utf-8")
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]

@@ -16,18 +16,8 @@ from helpers.training.autosave import SKIPS_IN_A_ROW, has_collapsed, is_best
 from helpers.training.loop import train
 from helpers.training.trainer import Trainer
 from tests.faulty import faulty
-from tests.runs import QUICK, run, states_differ
+from tests.runs import run, saved_step, states_differ
 from tests.training.test_loop import broken_at
-
-
-@pytest.fixture
-def config(config):
-    """Six quick steps of one image."""
-    return config.with_(QUICK)
-
-
-def saved_step(*folders):
-    return checkpoints.newest(folders)[0].step
 
 
 def test_a_run_is_saved_by_step_and_at_its_end(config, build, faces, tmp_path):
@@ -136,15 +126,13 @@ def test_who_lost_drive_to_another_notebook_saves_here_and_stops(config, build, 
     assert saved_step(here) == record.step and saved_step(drive) < record.step
 
 
-def test_what_drive_missed_it_gets_at_the_next_start(config, build, faces, tmp_path):
-    run(config, build, faces, tmp_path / "here")
-    run(config, build, faces, tmp_path / "here", drive=tmp_path / "drive")
-    assert states_differ(tmp_path / "here", tmp_path / "drive") == []
-
-
-def test_a_best_that_a_kill_kept_from_disk_is_written_at_the_next_start(config, build, faces,
-                                                                       tmp_path):
-    run(config, build, faces, tmp_path, steps=2)  # the first window is the best so far
-    (tmp_path / checkpoints.BEST).unlink()
-    run(config, build, faces, tmp_path, steps=1)
-    assert checkpoints.load(tmp_path / checkpoints.BEST).step == 2
+def test_what_drive_and_a_killed_run_missed_is_written_at_the_next_start(config, build, faces,
+                                                                        tmp_path):
+    here, drive = tmp_path / "here", tmp_path / "drive"
+    run(config, build, faces, here, steps=2)  # the first window is the best so far
+    (here / checkpoints.BEST).unlink()
+    run(config, build, faces, here, steps=1)
+    assert checkpoints.load(here / checkpoints.BEST).step == 2
+    run(config, build, faces, here, steps=3)
+    run(config, build, faces, here, drive=drive)
+    assert states_differ(here, drive) == []

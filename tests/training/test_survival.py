@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -17,7 +16,7 @@ from helpers.checkpoints import checkpoint as checkpoints
 from helpers.checkpoints.publisher import Publisher
 from helpers.training.loop import train
 from tests.faulty import faulty
-from tests.runs import QUICK, run, states_differ
+from tests.runs import run, saved_step, states_differ, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +58,12 @@ def test_sigterm_and_ctrl_c_lose_nothing(survived):
         assert stop["status"] == 130 and stop["kept"] == stop["reached"], stop
 
 
-@pytest.fixture
-def config(config):
-    """Six quick steps of one image."""
-    return config.with_(QUICK)
-
-
 def test_drive_may_go_and_come_back(config, build, faces, tmp_path, capsys):
     here, drive, back = tmp_path / "here", tmp_path / "drive", threading.Event()
     model, loss = build()
     steps = train(config, model, faces, loss, folder=here, drive=drive)
     assert next(steps).step == 1
-    wait_for(lambda: step_in(drive) == 0)
+    wait_for(lambda: saved_step(drive) == 0)
     with faulty(drive, errno=errno.ENOTCONN, until=back.is_set) as faults:
         assert next(steps).step == 2  # it is saved, and published in vain
         wait_for(lambda: faults.hits)
@@ -87,12 +80,12 @@ def test_a_drive_that_hangs_stops_nothing(config, build, faces, tmp_path, capsys
     model, loss = build()
     steps = train(config, model, faces, loss, folder=here, drive=drive)
     next(steps)
-    wait_for(lambda: step_in(drive) == 0)
+    wait_for(lambda: saved_step(drive) == 0)
     with faulty(drive, hang=awake) as faults:
         assert len(list(steps)) == 5 and faults.hits
         awake.set()
     assert "expected the last save, got no copy of it" in capsys.readouterr().out
-    assert step_in(here) == 6
+    assert saved_step(here) == 6
 
 
 def test_a_drive_that_refuses_its_folder_does_not_stop_training(config, build, faces, tmp_path,
@@ -114,16 +107,3 @@ def test_a_damaged_file_costs_the_steps_since_the_one_before(config, build, face
     _, rest = run(config, build, faces, tmp_path / "cut")
     assert rest[0].step == 5 and f"Passed over {latest}" in capsys.readouterr().out
     assert states_differ(tmp_path / "whole", tmp_path / "cut") == []
-
-
-def step_in(folder):
-    found, _ = checkpoints.newest([folder])
-    return found and found.step
-
-
-def wait_for(reached):
-    """For the thread that publishes; 20 seconds at most."""
-    until = time.monotonic() + 20
-    while not reached() and time.monotonic() < until:
-        time.sleep(0.01)
-    assert reached()

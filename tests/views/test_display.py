@@ -1,7 +1,10 @@
-"""Pictures: as many axes as images, true labels, files that open, refusals."""
+"""Pictures: as many axes as images, true labels, files that open, refusals; the live training."""
 
+import base64
+import io
 import itertools
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -9,15 +12,20 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
+from helpers.checkpoints.checkpoint import Checkpoint, save
 from helpers.config import DegradeConfig, preset
 from helpers.degradation.pipeline import AMOUNTS, STAGES, degrade
 from helpers.evaluation.results import Result
 from helpers.faces import regions
+from helpers.machine import progress
+from helpers.training.loop import Record
 from helpers.views import display as show
 from helpers.views import pictures
 from helpers.views.pictures import PALETTE
+from helpers.views.sliders import DegradationSliders
 
 CLEAN = torch.rand(9, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+CONFIG = preset("demo").with_({"optim.steps": 5, "run.preview_every_steps": 2})
 REGIONS = torch.arange(6, dtype=torch.uint8).repeat(9, 32, 6)[..., :32]
 
 
@@ -43,9 +51,10 @@ def test_empty_and_ragged_columns_are_refused(images):
 
 
 def test_no_images_or_more_labels_or_regions_than_images_are_refused():
-    for images, maps in ((CLEAN[:0], REGIONS[:0]), (CLEAN[:2], REGIONS[:3])):
-        with pytest.raises(ValueError, match="expected entries of one length"):
-            show.degradation_grid(images, maps, DegradeConfig())
+    for images, maps in ((CLEAN[:0], REGIONS[:0]), (CLEAN[:2], REGIONS[:3]), (CLEAN, REGIONS[:1])):
+        for draw in (show.degradation_grid, DegradationSliders):
+            with pytest.raises(ValueError, match="expected entries of one length"):
+                draw(images, maps, DegradeConfig())
     with pytest.raises(ValueError, match="expected 2 row labels, got 3"):
         show.grid({"a": CLEAN[:2]}, rows=["one", "two", "three"])
 
@@ -95,16 +104,20 @@ def test_effect_grid_shows_every_effect_alone_and_the_regions_as_one():
     assert all((picture != drawn[0]).any() for picture in drawn[1:])
 
 
+def compared(result):
+    """A comparison of as many faces as there are results, by an enhancer that changes nothing."""
+    faces = SimpleNamespace(load=lambda _, group: (CLEAN[list(group)], REGIONS[list(group)]),
+                            test=range(result.n))
+    return show.ranked_comparison(CONFIG, faces, SimpleNamespace(enhance=torch.clone),
+                                  result, device="cpu")
+
+
 @pytest.mark.parametrize(("count", "kinds"), [
     (1, "best"), (3, "best best worst"), (4, "best best worst worst"),
     (5, "best best median worst worst"), (9, "best best median median worst worst")])
 def test_comparison_labels_best_median_and_worst_truly(count, kinds):
     gains = [float(7 * i % count) for i in range(count)]
-    faces = SimpleNamespace(load=lambda _, group: (CLEAN[list(group)], REGIONS[list(group)]),
-                            test=range(count))
-    result = Result({"psnr": [20.0] * count}, {"psnr": [20 + gain for gain in gains]})
-    figure = show.ranked_comparison(preset("demo"), faces, SimpleNamespace(enhance=torch.clone),
-                                    result, device="cpu")
+    figure = compared(Result({"psnr": [20.0] * count}, {"psnr": [20 + gain for gain in gains]}))
     width = len(figure.axes) // 3
     labels = [axis.get_title() for axis in figure.axes[:width]]
     assert " ".join(label.split()[0] for label in labels) == kinds
@@ -113,29 +126,28 @@ def test_comparison_labels_best_median_and_worst_truly(count, kinds):
         assert (axis.images[0].get_array() == CLEAN[face].permute(1, 2, 0).numpy()).all()
 
 
+def steps_of(totals, **others):
+    return [{"step": i, "losses": {"l1": x / 2, **others, "total": x}}
+            for i, x in enumerate(totals, 1)]
+
+
 def test_a_term_far_below_the_others_is_named_so_and_a_bad_step_changes_nothing():
-    history = [{"step": i, "losses": {"l1": x / 2, "gram": 1e-9, "total": x}}
-               for i, x in enumerate([math.nan, 1.0, math.inf, 2.0, math.nan], 1)]
+    history = steps_of([math.nan, 1.0, math.inf, 2.0, math.nan], gram=1e-9)
     legend = show.training_curve(history).axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["l1", "gram (below)", "total"]
 
 
 def test_faces_are_ranked_by_the_network_that_the_loss_does_not_know():
-    faces = SimpleNamespace(load=lambda _, group: (CLEAN[list(group)], REGIONS[list(group)]),
-                            test=range(2))
-    result = Result({"lpips_vgg": [0.4, 0.4], "lpips_alex": [0.4, 0.4]},
-                    {"lpips_vgg": [0.1, 0.3], "lpips_alex": [0.3, 0.1]})
-    figure = show.ranked_comparison(preset("demo"), faces, SimpleNamespace(enhance=torch.clone),
-                                    result, device="cpu")
+    figure = compared(Result({"lpips_vgg": [0.4, 0.4], "lpips_alex": [0.4, 0.4]},
+                             {"lpips_vgg": [0.1, 0.3], "lpips_alex": [0.3, 0.1]}))
     assert figure.axes[0].get_title() == "best (face 2)\n0.40 → 0.10"
 
 
 @pytest.mark.parametrize("totals", [[], [1.0], [2.0] * 100, [math.nan, 1.0, math.inf, 0.0]])
 def test_training_curve_draws_each_term_over_its_steps(totals, tmp_path):
-    history = [{"step": i, "losses": {"l1": x / 2, "total": x}} for i, x in enumerate(totals, 1)]
-    lines = (figure := show.training_curve(history)).axes[0].lines
+    lines = (figure := show.training_curve(steps_of(totals))).axes[0].lines
     assert len(lines) == (4 if totals else 0)  # l1 and total, smoothed and as measured
-    assert all(list(line.get_xdata()) == [h["step"] for h in history] for line in lines)
+    assert all(list(line.get_xdata()) == list(range(1, len(totals) + 1)) for line in lines)
     if len(totals) == 100:
         assert set(lines[2].get_ydata().tolist()) == {2.0}
     show.save_figure(figure, tmp_path / "curve.png")
@@ -161,3 +173,68 @@ def test_saved_image_holds_the_nearest_bytes(tmp_path):
     with Image.open(show.save_image(odd, path)) as image:
         assert image.getpixel((0, 0)) == (0, 255, 255)
     assert [p.name for p in path.parent.iterdir()] == ["a.png"]
+
+
+def record(step):
+    return Record(step, {"l1": 0.5, "total": 1.0}, 1e-4, 1.0, False, 1.0, 2.0, 0.0)
+
+
+def jpeg(picture):
+    return base64.b64decode(re.search(r'src="data:image/jpeg;base64,([^"]+)"', picture.data)[1])
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What a notebook shows, slot or not."""
+    found = []
+    slot = SimpleNamespace(update=found.append)
+    monkeypatch.setattr(progress, "get_ipython", lambda: SimpleNamespace(kernel=None))
+    for module in (show, progress):
+        monkeypatch.setattr(module, "display", lambda page, **_: found.append(page) or slot)
+    return found
+
+
+def test_live_training_begins_where_training_goes_on_outside_a_notebook_too(tmp_path):
+    for step in (1, 2):
+        history = [vars(record(n)) for n in range(1, step + 1)]
+        path = save(Checkpoint(step, CONFIG, {"a": torch.zeros(1)}, history=history), tmp_path)
+    content = bytearray(path.read_bytes())
+    content[8 + int.from_bytes(content[:8], "little")] ^= 1  # in a tensor: the history is legible
+    path.write_bytes(content)
+    seen = []
+    model = SimpleNamespace(enhance=lambda images: seen.append(len(images)) or images)
+    live = show.LiveTraining(CONFIG, model, CLEAN[:1], CLEAN[1:2], folders=[tmp_path, None])
+    assert [entry["step"] for entry in live.history] == [1] and "1/5" in str(live.bar)
+    for step in range(2, 6):
+        live.update(record(step))
+    live.close()
+    assert seen == [1, 1, 1] and "5/5" in str(live.bar)  # drawn after steps 2 and 4, and at the end
+    assert [entry["step"] for entry in live.history] == [1, 2, 3, 4, 5]
+
+
+def test_live_training_shows_bar_curve_and_grid_each_in_one_slot(shown):
+    live = show.LiveTraining(CONFIG, SimpleNamespace(enhance=torch.clone), CLEAN[:1], CLEAN[1:2])
+    live.draw()  # before the first step there is no curve yet
+    live.update(record(1))
+    live.close()
+    bars, drawn = ([p for p in shown if p.data.startswith(f"<{tag}")] for tag in ("prog", "img"))
+    assert 'value="0" max="5"' in bars[0].data and "Training: 0/5" in bars[0].data
+    assert 'value="1" max="5"' in bars[-1].data and "loss=1.000" in bars[-1].data
+    assert len(drawn) == 2 and jpeg(drawn[0]) != jpeg(drawn[1])
+    assert all(jpeg(p)[:2] == b"\xff\xd8" and 'alt="loss over steps' in p.data for p in drawn)
+
+
+def test_shown_figures_are_jpeg_with_a_text_for_those_who_cannot_see(shown):
+    show.show(show.grid({"a": CLEAN[:1]}), alt='a "face"')
+    assert 'alt="a &quot;face&quot;"' in shown[0].data and jpeg(shown[0])[:2] == b"\xff\xd8"
+
+
+def test_compared_images_keep_their_pixels_and_their_order(shown):
+    show.compare(CLEAN[:1, :, :24], CLEAN[1:2, :, :24])
+    tags = re.findall(r"<img [^>]+>", shown[0].data)
+    for tag, name, image in zip(tags, ("input", "restored"), CLEAN[:2, :, :24], strict=True):
+        assert f'alt="{name}" width="420" height="315"' in tag
+        assert base64.b64encode(pictures.to_bytes(image, "JPEG")).decode() in tag
+    large = pictures.divided(torch.rand(3, 1000, 10), torch.rand(3, 1000, 10))
+    with Image.open(io.BytesIO(base64.b64decode(large.split("base64,")[1].split('"')[0]))) as seen:
+        assert seen.size == (8, 768)
