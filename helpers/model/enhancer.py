@@ -228,8 +228,8 @@ class SplatEnhancer(nn.Module):
         """Count parameters: (part, frozen, trained), the total last."""
         parts = {"VAE encoder": [self.vae.encoder, self.vae.quant_conv],
                  "VAE decoder": [self.vae.decoder, self.vae.post_quant_conv],
-                 "UNet": [self.unet], "skips": [self.skips],
-                 "repair mask": [self.mask] if self.mask else [], "total": [self]}
+                 "UNet": [self.unet], "skips": [self.skips]}
+        parts |= ({"repair mask": [self.mask]} if self.mask else {}) | {"total": [self]}
         return [(part, _count(modules, trained=False), _count(modules, trained=True))
                 for part, modules in parts.items()]
 

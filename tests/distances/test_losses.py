@@ -133,7 +133,7 @@ def test_the_mask_is_drawn_to_the_blend_that_comes_closest(truth):
     for _ in range(60):
         gradient, = torch.autograd.grad(
             mask_loss(degraded, decoded, logits.sigmoid(), clean), logits)
-        logits = (logits - 1500 * gradient).detach().requires_grad_()
+        logits = (logits - 75 * gradient).detach().requires_grad_()
     assert (logits.sigmoid() - truth).abs().mean() < 0.03
 
 
