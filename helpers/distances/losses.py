@@ -16,7 +16,7 @@ CLIP_NAME = "openai/clip-vit-base-patch32"
 CLIP_FILES = (("config.json",), TRANSFORMERS_WEIGHTS)
 WINDOW_PX = 9  # side of the windows in which the mask's best blend is found
 TYPICAL_CHANGE = 0.03  # of the decoder to its input
-Choice = tuple[Tensor, Tensor, Tensor]  # degraded, decoded, mask
+Choice = tuple[Tensor, Tensor, Tensor]  # degraded, decoded, logit of the mask
 MIN_SIZE_PX = 16  # VGG16 halves the image four times before its last tap
 
 
@@ -73,8 +73,8 @@ class EnhancerLoss(nn.Module):
         Args:
             restored: (B, 3, H, W), RGB; values outside [0, 1] are not clamped.
             clean: (B, 3, H, W), RGB in [0, 1]; receives no gradient.
-            choice: what a repair mask chose from: degraded and decoded (B, 3, H, W), and the mask
-                (B, 1, H, W) in [0, 1]; None without one.
+            choice: what a repair mask chose from: degraded and decoded (B, 3, H, W), and its logit
+                (B, 1, H, W); None without one.
             view_seed: of the square that VGG16 sees, where the config limits it.
 
         Returns:
@@ -109,7 +109,7 @@ class EnhancerLoss(nn.Module):
         return (1 - functional.cosine_similarity(ours, theirs)).mean()
 
 
-def mask_loss(degraded: Tensor, decoded: Tensor, mask: Tensor, clean: Tensor) -> Tensor:
+def mask_loss(degraded: Tensor, decoded: Tensor, logit: Tensor, clean: Tensor) -> Tensor:
     """How far the repair mask is from the blend that would have come closest.
 
     The closest is known in closed form: the m that minimises (degraded + m · (decoded − degraded)
@@ -119,7 +119,7 @@ def mask_loss(degraded: Tensor, decoded: Tensor, mask: Tensor, clean: Tensor) ->
 
     Args:
         degraded, decoded, clean: (B, 3, H, W); none of them receives a gradient.
-        mask: (B, 1, H, W) in [0, 1].
+        logit: (B, 1, H, W), of the mask.
 
     Returns:
         A scalar.
@@ -130,7 +130,8 @@ def mask_loss(degraded: Tensor, decoded: Tensor, mask: Tensor, clean: Tensor) ->
                         for x in (clean - degraded, change))
         best = (wanted / (size + 1e-6)).clamp(0, 1)
         matters = size.sqrt() / TYPICAL_CHANGE
-    return (matters * functional.binary_cross_entropy(mask, best, reduction="none")).mean()
+    return (matters * functional.binary_cross_entropy_with_logits(
+        logit, best, reduction="none")).mean()
 
 
 def _window_mean(values: Tensor) -> Tensor:

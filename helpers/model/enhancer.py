@@ -16,7 +16,7 @@ from ..config import ModelConfig
 from ..errors import refused
 from .adapters import DECODER_TARGETS, UNET_TARGETS, add_lora, merged_lora, skip_convolutions
 from .base import embed_prompt, load_network, read_alpha_bar
-from .mask import RepairMask
+from .mask import RepairMask, decide
 from .tiles import MARGIN_PX, OVERLAP_PX, TILE_PX, enhance_tiled
 
 
@@ -25,7 +25,12 @@ class Repair(NamedTuple):
 
     restored: Tensor  # (B, 3, H, W): input + mask · (decoded − input)
     decoded: Tensor  # (B, 3, H, W), the decoder's own picture
-    mask: Tensor | None  # (B, 1, H, W) in [0, 1]; None without a repair mask
+    logit: Tensor | None = None  # (B, 1, H, W), of the repair mask; None without one
+
+    @property
+    def mask(self) -> Tensor:
+        """Where it repaired: (B, 1, H, W) in [0, 1], all 1 without a repair mask."""
+        return torch.ones_like(self.restored[:, :1]) if self.logit is None else decide(self.logit)
 
     def judged(self, whole: Tensor) -> Tensor:
         """What the loss compares: restored, or the decoder's own picture where `whole` (B,) is 1.
@@ -36,8 +41,8 @@ class Repair(NamedTuple):
         return self.restored.lerp(self.decoded, whole.view(-1, 1, 1, 1))
 
     def choice(self, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """What the mask chose from, and how, as the loss takes it; None without a mask."""
-        return None if self.mask is None else (degraded, self.decoded, self.mask)
+        """What the mask chose from, and its logit, as the loss takes it; None without a mask."""
+        return None if self.logit is None else (degraded, self.decoded, self.logit)
 
 
 class SplatEnhancer(nn.Module):
@@ -130,11 +135,11 @@ class SplatEnhancer(nn.Module):
         noise = self.unet(latent.to(prompt.dtype), self.timestep, encoder_hidden_states=prompt)
         decoded = self._decode(to_clean_latent(latent, noise.sample, self.alpha_bar),
                                features, skip_scale)
-        mask, restored = None, decoded
+        repair = Repair(decoded, decoded)
         if self.mask is not None:
-            mask = self.mask(degraded, decoded)
-            restored = degraded + mask * (decoded - degraded)
-        return Repair(restored, decoded, mask) if parts else restored
+            logit = self.mask(degraded, decoded)
+            repair = Repair(degraded + decide(logit) * (decoded - degraded), decoded, logit)
+        return repair if parts else repair.restored
 
     @torch.no_grad()
     def enhance(self, degraded: Tensor, strength: float = 1.0) -> Tensor:
@@ -157,8 +162,7 @@ class SplatEnhancer(nn.Module):
         """`enhance`, and where it repaired: the mask (B, 1, H, W) in [0, 1], all 1 without one."""
         def both(images: Tensor) -> Tensor:
             repair = self(images, parts=True)
-            mask = torch.ones_like(images[:, :1]) if repair.mask is None else repair.mask
-            return torch.cat([repair.restored, mask], 1)  # (b, 4, h, w)
+            return torch.cat([repair.restored, repair.mask], 1)  # (b, 4, h, w)
 
         enhanced = self._enhanced(both, degraded, strength, channels=4)
         return enhanced[:, :3], enhanced[:, 3:]

@@ -8,7 +8,8 @@ from torch.nn.functional import avg_pool2d, interpolate, pad, silu
 
 WIDTH = 32
 SCALE = 4  # the mask is judged at a quarter of the size, and has no hard edges
-START = -1.0  # logit before training: 0.27
+START = -0.5  # logit before training: the input is kept, nearly
+DECIDED = 4.0  # factor on the logit: half a decision blends two pictures to a blurred third
 DETAIL_PX = (3, 7, 15)  # detail finer than this, from lashes to locks
 FAINTEST = 1e-5  # energy, in squared brightness: below it all is flat
 
@@ -40,7 +41,7 @@ class RepairMask(nn.Module):
                 neither receives a gradient: the decoder is not to please the mask.
 
         Returns:
-            (B, 1, H, W) float32 in [0, 1]: 0 keeps the input, 1 takes the decoder's picture.
+            (B, 1, H, W) float32, the logit of the chance that the decoder's picture is closer.
         """
         degraded, decoded = degraded.detach().float(), decoded.detach().float()
         seen = [*map(detail, (degraded, decoded, decoded - degraded)), degraded, decoded]
@@ -49,7 +50,12 @@ class RepairMask(nn.Module):
         whole = self.picture(hidden.mean((2, 3)))[:, :, None, None]
         hidden = silu(self.far(silu(self.near(hidden) + whole)))
         logit = self.last(silu(self.mix(hidden))).float()
-        return interpolate(logit, scale_factor=SCALE, mode="bilinear").sigmoid()
+        return interpolate(logit, scale_factor=SCALE, mode="bilinear")
+
+
+def decide(logit: Tensor) -> Tensor:
+    """The mask (B, 1, H, W) in [0, 1] of a logit: 0 keeps the input, 1 takes the decoder's."""
+    return (DECIDED * logit).sigmoid()
 
 
 def detail(images: Tensor) -> Tensor:

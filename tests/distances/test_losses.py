@@ -116,7 +116,7 @@ def test_the_description_names_the_weights_and_the_network(loss):
 
 def test_the_mask_is_judged_where_there_is_one(loss, images):
     restored, clean = images
-    open_mask = torch.full_like(clean[:, :1], 0.9)
+    open_mask = torch.full_like(clean[:, :1], 2.0)
     terms = loss(restored, clean, choice=(restored, clean, open_mask))
     without = loss(restored, clean)
     assert "mask" not in without and terms["mask"] > 0
@@ -132,7 +132,7 @@ def test_the_mask_is_drawn_to_the_blend_that_comes_closest(truth):
     logits = torch.zeros(2, 1, 32, 32, requires_grad=True)
     for _ in range(60):
         gradient, = torch.autograd.grad(
-            mask_loss(degraded, decoded, logits.sigmoid(), clean), logits)
+            mask_loss(degraded, decoded, logits, clean), logits)
         logits = (logits - 75 * gradient).detach().requires_grad_()
     assert (logits.sigmoid() - truth).abs().mean() < 0.03
 
@@ -140,7 +140,7 @@ def test_the_mask_is_drawn_to_the_blend_that_comes_closest(truth):
 def test_a_closed_mask_can_be_opened_again():
     degraded, clean = torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)
     logits = torch.full((1, 1, 32, 32), -8.0, requires_grad=True)
-    mask_loss(degraded, clean, logits.sigmoid(), clean).backward()
+    mask_loss(degraded, clean, logits, clean).backward()
     restored = degraded + logits.detach().sigmoid() * (clean - degraded)
     alone = (clean - restored).abs().mean() * logits.detach().sigmoid().mean()  # of L1, at best
     assert -logits.grad.sum() > 0.9 and alone < 1e-3
@@ -148,7 +148,7 @@ def test_a_closed_mask_can_be_opened_again():
 
 def test_equal_pictures_leave_the_mask_alone():
     images = torch.rand(1, 3, 32, 32)
-    assert mask_loss(images, images, torch.full((1, 1, 32, 32), 0.5), images) == 0
+    assert mask_loss(images, images, torch.ones(1, 1, 32, 32), images) == 0
 
 
 def test_equal_images_cost_nothing(loss, images):

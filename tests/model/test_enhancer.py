@@ -210,7 +210,8 @@ def test_the_mask_blends_input_and_decoded_picture(masked):
         repair = masked(IMAGES, parts=True)
         plain = _build(golden=False)(IMAGES)
     assert repair.mask.shape == (2, 1, *IMAGES.shape[2:]) and repair.mask.dtype == torch.float32
-    assert (repair.mask - torch.sigmoid(torch.tensor(mask.START))).abs().max() < 1e-6  # untrained
+    assert (repair.logit - mask.START).abs().max() < 1e-6  # untrained
+    torch.testing.assert_close(repair.mask, mask.decide(repair.logit))
     torch.testing.assert_close(repair.decoded, plain)  # all else is as without a mask
     torch.testing.assert_close(
         repair.restored, IMAGES + repair.mask * (repair.decoded - IMAGES))
