@@ -18,7 +18,7 @@ from helpers.machine.progress import Bar
 from helpers.pairs.fits import HEAD_SETS, HEADS, Fit, read_fits, write_fits
 from helpers.pairs.recipes import Recipe, draw_recipe
 from helpers.pairs.reconstruct import reconstruct
-from helpers.storage.sealed import DamagedFile
+from helpers.storage import DamagedFile
 
 
 def main() -> None:

@@ -42,7 +42,8 @@ def load_stlpips(net: str) -> ShiftTolerantLPIPS:
     """
     if net not in MIN_SIZE_PX:
         raise refused("net", "'vgg' or 'alex'", net, "use 'vgg'")
-    state = torch.load(_weights_file(net), map_location="cpu", weights_only=True)
+    file = _weights_file(net)
+    state = torch.load(file, map_location="cpu", weights_only=True)
     heads = {name: f"lins.{name[3]}.weight" for name in state if name.startswith("lin")}
     with torch.device("meta"):  # no time is spent on weights that are about to be replaced
         network = ShiftTolerantLPIPS(net)

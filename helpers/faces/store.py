@@ -13,7 +13,7 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 
-from ..storage import ABSURD, damage_named, digest, list_digests, refuse_changed, write_whole
+from ..storage import UNREADABLE, damage_named, digest, list_digests, refuse_changed, write_whole
 from .sources import Place, Row
 
 GROUP = 4  # faces that are parsed and kept together: an interruption costs fewer than these
@@ -132,8 +132,8 @@ def read_contents(store: Path) -> dict[str, str]:
         return dict(contents["skipped"])
 
 
-def as_prepared(store: Path, where: str = "", kinds: tuple[type[Exception], ...] = (
-        OSError, *ABSURD)) -> AbstractContextManager[None]:
+def as_prepared(store: Path, where: str = "", kinds: tuple[type[Exception], ...] = UNREADABLE,
+                ) -> AbstractContextManager[None]:
     """Name what is raised within as damage to a store, and say what to do; see `damage_named`."""
     return damage_named(f"what is kept in {store}{where}", "what was prepared",
                         "delete this folder and run again: it is prepared anew", kinds)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..config import TINY_BASE, Config, ModelConfig
 from ..errors import refused
 from ..machine import versions
-from ..storage import ABSURD, damage_named, digest, fetch, write_whole
+from ..storage import UNREADABLE, damage_named, digest, fetch, write_whole
 from .enhancer import SplatEnhancer
 
 WEIGHTS, CARD = "splat_enhancer.safetensors", "card.json"
@@ -31,7 +31,6 @@ MODEL_FIELDS = ("base", "timestep", "unet_rank", "vae_rank", "mask", "prompt")  
 PACKAGES = ("torch", "diffusers", "peft", "safetensors")
 FINGERPRINT_RTOL = 1e-4  # half precision moves a mean of magnitudes by less
 EXPORT_AGAIN = "export the model again"
-_DAMAGE = (OSError, RecursionError, *ABSURD)
 
 
 def export(model: SplatEnhancer, config: Config, folder: str | Path, *,
@@ -136,12 +135,12 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     path = folder / CARD
     with damage_named(path, f"a readable card of format {FORMAT}, with file {WEIGHTS}, sha256, "
-                      "base_fingerprint and model settings", EXPORT_AGAIN, _DAMAGE):
+                      "base_fingerprint and model settings", EXPORT_AGAIN, UNREADABLE):
         card = json.loads(path.read_bytes())
         _refuse_other_card(card)
     path = folder / WEIGHTS
     with damage_named(path, f"a readable safetensors file, as {CARD} names it", EXPORT_AGAIN,
-                      _DAMAGE):
+                      UNREADABLE):
         content = path.read_bytes()  # read once: what is hashed is what is used
         if (found := digest(content)) != card["sha256"]:
             raise ValueError(f"sha256 {found} in place of {card['sha256']}")
@@ -152,7 +151,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _refuse_other_card(card: Any) -> None:
-    """Raise something of `_DAMAGE` unless all that `load` reads is there, of its kind."""
+    """Raise something of `UNREADABLE` unless all that `load` reads is there, of its kind."""
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise ValueError(f"{card!r:.99}")
     if card["file"] != WEIGHTS or not isinstance(card["sha256"], str):

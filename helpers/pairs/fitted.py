@@ -1,6 +1,12 @@
 """Fitted pairs: training faces beside their underfitted renders, made once and kept.
 
-**What it costs.** COST
+**What it costs.** At 128 px the demo's 64 faces took 18.4 s of one CPU core (12.2 steps and 1,080
+Gaussians on average, 0.29 s a face). At 512 px recipes have 24.4 steps and 4,330 Gaussians on
+average. A step of one with 4,840, counted over its 31 steps with forward, backward, Adam and the
+last render: 607 kernels, 7 synchronisations, 6.7 GB read and written, 0.35 GFLOP in float64, 0.26
+in float32. *Estimated* on a T4, nothing overlapping: 6.7 GB at 70 % of 320 GB/s, 30 ms; 607
+kernels at 15 µs from Python, 9 ms; float64 at 0.25 TFLOP/s, 1.4 ms: 41 ms. So 350 photographs take
+350 · 24.4 · 41 ms = 350 s, and 10 s for PNG: 6 minutes. Not measured on a GPU.
 
 A render is kept as PNG, in steps of 1/255, in one Arrow folder that grows in groups of four; the
 clean side is the face itself, so that nothing is stored twice.

@@ -152,9 +152,10 @@ def _find(folder: str) -> tuple[Files, dict[str, str]]:
         found.append(named)
     renders, photos = found
     if not (common := sorted(renders.keys() & photos.keys())):
-        some = [sorted(path.name for path in side.values())[:3] for side in found]
+        some = [", ".join(path.name for path in list(side.values())[:3]) or "none"
+                for side in found]
         raise refused("pairs.own", "renders and photographs of equal names",
-                      f"{len(renders)} renders like {some[0]}, {len(photos)} photos like {some[1]}",
+                      f"{len(renders)} renders ({some[0]}) and {len(photos)} photos ({some[1]})",
                       "name each render as its photograph")
     for side, mine, other in (("renders", renders, photos), ("photos", photos, renders)):
         lacks = "no photograph" if side == "renders" else "no render"

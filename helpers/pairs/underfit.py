@@ -32,7 +32,7 @@ PATCH_SIDE = (0.5, 0.8)  # of the picture's: 25 to 64 % of the pixels
 GOOD_SHARE = 0.2  # of the recipes disturb nothing: some renders are best left alone
 SCALE = (0.6, 0.8)  # of Gaussians that are shrunk
 # Per step of Adam, times the recipe's own rate
-RATES = {"places": 2.5e-3, "lengths": 0.07, "angles": 0.1, "colors": 0.04, "opacities": 0.15}
+RATES = {"places": 2e-3, "lengths": 0.07, "angles": 0.1, "colors": 0.04, "opacities": 0.15}
 VERSION = 1  # raised whenever a recipe or its render becomes another
 
 Fit = dict[str, Tensor]  # as for `splats.draw_fit`

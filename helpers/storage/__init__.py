@@ -23,8 +23,8 @@ from .snapshots import (
     passes,
 )
 from .whole import (
-    ABSURD,
     SEAL_BYTES,
+    UNREADABLE,
     DamagedFile,
     damage_named,
     digest,

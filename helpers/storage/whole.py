@@ -20,6 +20,7 @@ SEAL_BYTES = 32
 # What reading absurd content can raise
 ABSURD = (ValueError, TypeError, LookupError, AttributeError, AssertionError, OverflowError,
           RuntimeError, SafetensorError)
+UNREADABLE = (OSError, *ABSURD)  # where a file that is not there is damage as well
 
 
 class DamagedFile(ValueError):

@@ -13,7 +13,7 @@ from helpers.pairs import fits
 from helpers.pairs.fits import HEAD_SETS, HEADS, Fit, load_fits, read_fits, write_fits
 from helpers.pairs.recipes import draw_recipe
 from helpers.pairs.rendered import render_pair
-from helpers.storage.sealed import DamagedFile, read_sealed
+from helpers.storage import DamagedFile, read_sealed
 from tests import fit_heads, tiny_base
 
 

@@ -1,11 +1,15 @@
 """Fitted pairs: made once with the faces, whatever interrupts it, and kept on Drive."""
 
+import multiprocessing
+import os
 import shutil
+import signal
 
 import pytest
 import torch
 
 from helpers.config import PairsConfig
+from helpers.faces import data
 from helpers.faces import store as stores
 from helpers.pairs import fitted
 from helpers.pairs.fitted import prepare_fitted
@@ -35,8 +39,8 @@ def fit(monkeypatch):
     return counted
 
 
-def bytes_of(pairs):
-    return {path.name: path.read_bytes() for path in sorted(pairs.store.iterdir())}
+def content(pairs):
+    return pairs.rows.to_dict()
 
 
 def make(faces, folder, settings=SIX, **options):
@@ -70,15 +74,39 @@ def test_an_interrupted_preparation_goes_on_from_the_last_group(faces, tmp_path,
     assert not [path for path in (tmp_path / "broken").glob("fitted-*") if not path.suffix
                 and path.is_dir()]
     fit.calls, fit.stop_at = 0, None
-    assert bytes_of(make(faces, tmp_path / "broken")) == bytes_of(calm)
+    assert content(make(faces, tmp_path / "broken")) == content(calm)
     assert fit.calls == len(faces.train) - stores.GROUP
+
+
+def prepare_and_die(store, folder):
+    """Fit six faces, and be killed at the sixth."""
+    counted = Counted()
+
+    def fatal(image, seeds):
+        if counted.calls == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return counted(image, seeds)
+    fitted.fit_poorly = fatal
+    make(data.Faces(store), folder)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no such signal")
+def test_a_killed_preparation_goes_on_from_the_last_group(faces, tmp_path, fit):
+    process = multiprocessing.get_context("spawn").Process(
+        target=prepare_and_die, args=(faces.store, tmp_path / "killed"))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    killed = make(faces, tmp_path / "killed")
+    assert fit.calls == len(faces.train) - stores.GROUP
+    assert content(killed) == content(make(faces, tmp_path / "calm"))
 
 
 def test_drive_keeps_them_for_another_machine(faces, tmp_path, fit, capsys):
     (tmp_path / "drive").mkdir()
     here = make(faces, tmp_path / "here", drive=tmp_path / "drive")
     there = make(faces, tmp_path / "there", drive=tmp_path / "drive")
-    assert fit.calls == 6 and bytes_of(here) == bytes_of(there)
+    assert fit.calls == 6 and content(here) == content(there)
     assert [path.suffix for path in (tmp_path / "drive").iterdir()] == [".tar"]
     assert "is taken from" in capsys.readouterr().out
 
@@ -113,7 +141,7 @@ def test_a_damaged_folder_and_fits_of_other_faces_are_refused(faces, tmp_path, f
         fitted.FittedPairs(pairs.store, renamed)
     file = next(pairs.store.glob("*.arrow"))
     file.write_bytes(file.read_bytes()[:-8] + b"\0" * 7 + b"\1")
-    with pytest.raises(ValueError, match="expected what was prepared, got other bytes"):
+    with pytest.raises(ValueError, match="expected what was prepared, got 'other bytes"):
         make(faces, tmp_path)
     shutil.rmtree(pairs.store)
     assert len(make(faces, tmp_path)) == 6

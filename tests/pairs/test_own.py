@@ -118,7 +118,7 @@ def test_a_folder_without_pairs_is_refused(folder, tmp_path):
             read(path, tmp_path)
     for path in (folder / "renders").iterdir():
         path.rename(path.with_stem("r " + path.stem))
-    with pytest.raises(ValueError, match=r"of equal names, got '8 renders like \['r view 0.png'"):
+    with pytest.raises(ValueError, match=r"of equal names, got '8 renders \(r view 0.png, "):
         read(folder, tmp_path)
 
 
