@@ -116,13 +116,15 @@ class ModelConfig:
     skip_init: float = 1e-5  # the skip convolutions start as almost nothing
     skip_dropout: float = 0.3  # share of training samples that see no skips
     mask: bool = False  # a repair mask decides per pixel; off, pix2pix-turbo is reproduced
+    mask_dropout: float = 0.5  # share of training samples that are judged as if it were open
     prompt: str = "a sharp, detailed photograph of a person's face"  # one for all images
 
     def __post_init__(self) -> None:
         _text(self, "base")
         _text(self, "prompt")
         _numbers(self, timestep=(0, 999), unet_rank=(1, 256), vae_rank=(1, 256),
-                 skip_init=(0.0, 1.0), skip_dropout=(0.0, 1.0))
+                 skip_init=(0.0, 1.0), skip_dropout=(0.0, 1.0),
+                 mask_dropout=(0.0, 1.0))
         _flag(self, "mask")
 
 
@@ -134,15 +136,13 @@ class LossConfig:
     lpips: float = 0.5  # VGG16 features
     gram: float = 0.01  # texture statistics on the same VGG16 features
     clip: float = 0.5  # 1 - cosine similarity of CLIP image embeddings
-    decoded: float = 1.0  # L1 of the decoder's own picture: it learns where the mask is closed, too
     mask: float = 0.1  # cross-entropy of the repair mask and the blend that comes closest
     vgg_view_px: int = 0  # VGG16 sees a random square of this side (at least 16); 0: all
     vgg: str = "lpips"  # whose VGG16: "lpips", a download; "stlpips", from a package; "random"
 
     def __post_init__(self) -> None:
         _numbers(self, l1=(0.0, 1_000.0), lpips=(0.0, 1_000.0), gram=(0.0, 1_000.0),
-                 clip=(0.0, 1_000.0), decoded=(0.0, 1_000.0), mask=(0.0, 1_000.0),
-                 vgg_view_px=(0, 2048))
+                 clip=(0.0, 1_000.0), mask=(0.0, 1_000.0), vgg_view_px=(0, 2048))
         if 0 < self.vgg_view_px < 16:
             raise refused("loss.vgg_view_px", "0, or 16 and more", self.vgg_view_px, "use 64")
         if self.vgg not in ("lpips", "stlpips", "random"):
@@ -267,7 +267,7 @@ class Config:
 _SECTIONS = {f.name: f for f in dataclasses.fields(Config) if f.name != "preset"}
 
 # What runs did before these fields were there, whatever their preset does now
-_BEFORE = {"model.mask": False, "loss.decoded": 0.0, "loss.mask": 0.0, "pairs.drawn": 1.0,
+_BEFORE = {"model.mask": False, "loss.mask": 0.0, "pairs.drawn": 1.0,
            "pairs.fitted": 0.0, "pairs.rendered": 0.0}
 
 _SD_TURBO_RUN: dict[str, Any] = {

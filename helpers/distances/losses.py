@@ -15,6 +15,7 @@ from .stlpips import load_stlpips
 CLIP_NAME = "openai/clip-vit-base-patch32"
 CLIP_FILES = (("config.json",), TRANSFORMERS_WEIGHTS)
 WINDOW_PX = 9  # side of the windows in which the mask's best blend is found
+TYPICAL_CHANGE = 0.03  # of the decoder to its input
 Choice = tuple[Tensor, Tensor, Tensor]  # degraded, decoded, mask
 MIN_SIZE_PX = 16  # VGG16 halves the image four times before its last tap
 
@@ -52,7 +53,7 @@ class EnhancerLoss(nn.Module):
     def describe(self) -> str:
         """The weighted sum, and which VGG16 sees what of each image."""
         names = {"l1": "L1", "lpips": "LPIPS", "gram": "Gram", "clip": "CLIP",
-                 "decoded": "L1 before the mask", "mask": "mask"}
+                 "mask": "mask"}
         weighted = " + ".join(f"{weight:g} × {label}" for name, label in names.items()
                               if (weight := getattr(self.config, name)))
         if self.lpips is None:
@@ -77,8 +78,8 @@ class EnhancerLoss(nn.Module):
             view_seed: of the square that VGG16 sees, where the config limits it.
 
         Returns:
-            Scalars: the active terms "l1", "lpips", "gram", "clip", "decoded", "mask", unweighted,
-            and "total".
+            Scalars: the active terms "l1", "lpips", "gram", "clip", "mask", unweighted, and
+            "total".
 
         Raises:
             ValueError: the shapes differ, or are not (B, 3, H, W) of a usable size.
@@ -91,8 +92,6 @@ class EnhancerLoss(nn.Module):
             terms |= self._vgg_terms(*views)
         if self.clip is not None:
             terms["clip"] = self._clip_term(restored, clean)
-        if self.config.decoded and choice:
-            terms["decoded"] = functional.l1_loss(choice[1], clean)
         if self.config.mask and choice:
             terms["mask"] = mask_loss(*choice, clean)
         weighted = [getattr(self.config, name) * value for name, value in terms.items()]
@@ -130,7 +129,7 @@ def mask_loss(degraded: Tensor, decoded: Tensor, mask: Tensor, clean: Tensor) ->
         wanted, size = (_window_mean((x * change).sum(1, keepdim=True))
                         for x in (clean - degraded, change))
         best = (wanted / (size + 1e-6)).clamp(0, 1)
-        matters = size.sqrt() / size.sqrt().mean((1, 2, 3), keepdim=True).clamp(min=1e-6)
+        matters = size.sqrt() / TYPICAL_CHANGE
     return (matters * functional.binary_cross_entropy(mask, best, reduction="none")).mean()
 
 

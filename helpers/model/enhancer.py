@@ -27,6 +27,14 @@ class Repair(NamedTuple):
     decoded: Tensor  # (B, 3, H, W), the decoder's own picture
     mask: Tensor | None  # (B, 1, H, W) in [0, 1]; None without a repair mask
 
+    def judged(self, whole: Tensor) -> Tensor:
+        """What the loss compares: restored, or the decoder's own picture where `whole` (B,) is 1.
+
+        With the mask alone between them, a decoder that is still worse than its input would hardly
+        be heard, and learn little.
+        """
+        return self.restored.lerp(self.decoded, whole.view(-1, 1, 1, 1))
+
     def choice(self, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """What the mask chose from, and how, as the loss takes it; None without a mask."""
         return None if self.mask is None else (degraded, self.decoded, self.mask)
@@ -67,7 +75,7 @@ class SplatEnhancer(nn.Module):
             add_lora(self.unet, config.unet_rank, UNET_TARGETS)
             add_lora(self.vae, config.vae_rank, DECODER_TARGETS)
             self.skips = skip_convolutions(vae.config.block_out_channels, config.skip_init)
-            self.mask = RepairMask(vae.config.block_out_channels) if config.mask else None
+            self.mask = RepairMask() if config.mask else None
         self.unet.conv_in.requires_grad_(True)
         self.train()
 
@@ -117,14 +125,14 @@ class SplatEnhancer(nn.Module):
         """
         _check_images(degraded, self.size_multiple)
         skip_scale = self._skip_scale(skip_mask, len(degraded))
-        latent, deepest, features = self._encode(degraded)
+        latent, features = self._encode(degraded)
         prompt = self.prompt_embedding.expand(len(latent), -1, -1)
         noise = self.unet(latent.to(prompt.dtype), self.timestep, encoder_hidden_states=prompt)
         decoded = self._decode(to_clean_latent(latent, noise.sample, self.alpha_bar),
                                features, skip_scale)
         mask, restored = None, decoded
         if self.mask is not None:
-            mask = self.mask(degraded, decoded, deepest, features)
+            mask = self.mask(degraded, decoded)
             restored = degraded + mask * (decoded - degraded)
         return Repair(restored, decoded, mask) if parts else restored
 
@@ -220,8 +228,8 @@ class SplatEnhancer(nn.Module):
         """Count parameters: (part, frozen, trained), the total last."""
         parts = {"VAE encoder": [self.vae.encoder, self.vae.quant_conv],
                  "VAE decoder": [self.vae.decoder, self.vae.post_quant_conv],
-                 "UNet": [self.unet], "skips": [self.skips],
-                 "repair mask": [self.mask] if self.mask else [], "total": [self]}
+                 "UNet": [self.unet], "skips": [self.skips]}
+        parts |= ({"repair mask": [self.mask]} if self.mask else {}) | {"total": [self]}
         return [(part, _count(modules, trained=False), _count(modules, trained=True))
                 for part, modules in parts.items()]
 
@@ -243,8 +251,7 @@ class SplatEnhancer(nn.Module):
         return shape
 
     @torch.no_grad()
-    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Latent, the encoder's last features, and what enters each of its blocks."""
+    def _encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         encoder, features = self.vae.encoder, []
         hidden = encoder.conv_in((images * 2 - 1).to(self.prompt_embedding.dtype))
         for block in encoder.down_blocks:
@@ -252,7 +259,7 @@ class SplatEnhancer(nn.Module):
             hidden = block(hidden)
         hidden = encoder.conv_act(encoder.conv_norm_out(encoder.mid_block(hidden)))
         mode, _ = self.vae.quant_conv(encoder.conv_out(hidden)).chunk(2, dim=1)
-        return mode.float() * self.vae.config.scaling_factor, hidden, features
+        return mode.float() * self.vae.config.scaling_factor, features
 
     def _decode(self, latent: Tensor, features: list[Tensor], skip_scale: Tensor) -> Tensor:
         decoder = self.vae.decoder

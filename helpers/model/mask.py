@@ -2,59 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate, silu
+from torch.nn.functional import avg_pool2d, interpolate, pad, silu
 
-WIDTH = 16  # channels of every layer: what it judges is simple
-START = 2.0  # logit of the mask before training: 0.88, so that the decoder is heard and learns
+WIDTH = 32
+SCALE = 4  # the mask is judged at a quarter of the size, and has no hard edges
+START = -1.0  # logit before training: 0.27
+DETAIL_PX = (3, 7, 15)  # detail finer than this, from lashes to locks
+FAINTEST = 1e-5  # energy, in squared brightness: below it all is flat
 
 
 class RepairMask(nn.Module):
-    """Sees the input at every scale the encoder has, and judges it from the coarsest down.
+    """Judges by how much detail there is, of what size, in the input, the output and their change.
 
-    A pixel alone cannot tell a good render from a bad one: at an eighth of the size each place sees
-    most of a face, and the mean over the picture is told to all of them.
-
-    Args:
-        widths: channels of the VAE's blocks, from the image inwards.
+    A blurred or blotchy render has less fine detail than its restoration, a good one has more: what
+    a small network would take long to find is given to it. Each place sees some 36 pixels around
+    it, and is told the mean of the picture, for one pixel cannot tell a good render from a bad one.
     """
 
-    def __init__(self, widths: Sequence[int]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.deep = nn.Conv2d(widths[-1] + 3, WIDTH, 3, padding=1)
-        self.whole = nn.Conv2d(WIDTH, WIDTH, 1)
-        sources = [widths[0], *widths[:-1]][::-1]  # as of the skips, deepest first
-        self.laterals = nn.ModuleList(nn.Conv2d(width, WIDTH, 1) for width in sources)
-        self.mixes = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, padding=1) for _ in sources)
-        self.last = nn.ModuleList([nn.Conv2d(WIDTH + 9, WIDTH, 3, padding=1),
-                                   nn.Conv2d(WIDTH, 1, 3, padding=1)])
-        nn.init.zeros_(self.last[1].weight)
-        nn.init.constant_(self.last[1].bias, START)
+        self.first = nn.Conv2d(3 * len(DETAIL_PX) + 6, WIDTH, 1)
+        self.near = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        self.picture = nn.Linear(WIDTH, WIDTH)
+        self.far = nn.Conv2d(WIDTH, WIDTH, 3, padding=2, dilation=2)
+        self.mix = nn.Conv2d(WIDTH, WIDTH // 2, 3, padding=1)
+        self.last = nn.Conv2d(WIDTH // 2, 1, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.constant_(self.last.bias, START)
 
-    def forward(self, degraded: Tensor, decoded: Tensor, deepest: Tensor,
-                features: Sequence[Tensor]) -> Tensor:
+    def forward(self, degraded: Tensor, decoded: Tensor) -> Tensor:
         """Weigh the decoder's picture against the input.
 
         Args:
-            degraded, decoded: (B, 3, H, W), about [0, 1].
-            deepest: (B, C, H/8, W/8), what the encoder ends with.
-            features: what enters the encoder's blocks, from the image inwards.
+            degraded, decoded: (B, 3, H, W), about [0, 1], sides multiples of 4 and 16 or more;
+                neither receives a gradient: the decoder is not to please the mask.
 
         Returns:
             (B, 1, H, W) float32 in [0, 1]: 0 keeps the input, 1 takes the decoder's picture.
         """
-        dtype = self.deep.weight.dtype
-        change = (decoded - degraded).abs()
-        coarse = avg_pool2d(change, degraded.shape[-1] // deepest.shape[-1])
-        hidden = self.deep(torch.cat([deepest.to(dtype), coarse.to(dtype)], 1))
-        hidden = silu(hidden + self.whole(hidden.mean((2, 3), keepdim=True)))
-        for lateral, mix, feature in zip(self.laterals, self.mixes, features[::-1], strict=True):
-            if hidden.shape[-2:] != feature.shape[-2:]:
-                hidden = interpolate(hidden, scale_factor=2.0, mode="nearest")
-            hidden = silu(mix(hidden + lateral(feature)))
-        seen = [hidden, *(x.to(dtype) for x in (degraded, decoded, change))]
-        logit = self.last[1](silu(self.last[0](torch.cat(seen, 1))))
-        return logit.float().sigmoid()
+        degraded, decoded = degraded.detach().float(), decoded.detach().float()
+        seen = [*map(detail, (degraded, decoded, decoded - degraded)), degraded, decoded]
+        small = avg_pool2d(torch.cat(seen, 1), SCALE).to(self.first.weight.dtype)
+        hidden = silu(self.first(small))
+        whole = self.picture(hidden.mean((2, 3)))[:, :, None, None]
+        hidden = silu(self.far(silu(self.near(hidden) + whole)))
+        logit = self.last(silu(self.mix(hidden))).float()
+        return interpolate(logit, scale_factor=SCALE, mode="bilinear").sigmoid()
+
+
+def detail(images: Tensor) -> Tensor:
+    """Logarithm of the energy of detail finer than DETAIL_PX around each pixel, about -2.3 to 3.5.
+
+    Args:
+        images: (B, 3, H, W) float32.
+
+    Returns:
+        (B, 3, H, W): a channel for each size.
+    """
+    grey = images.mean(1, keepdim=True)
+    energies = [_mean((grey - _mean(grey, side)) ** 2, 5) for side in DETAIL_PX]
+    return (torch.log(torch.cat(energies, 1) + FAINTEST) + 7) / 2
+
+
+def _mean(images: Tensor, side_px: int) -> Tensor:
+    return avg_pool2d(pad(images, (side_px // 2,) * 4, mode="reflect"), side_px, 1)

@@ -52,8 +52,10 @@ def learning_rate_at(step: int, optim: OptimConfig) -> float:
 
 def training_batch(config: Config, drawn: tuple[Tensor, Tensor, Tensor],
                    device: torch.device | str, sources: Sources | None = None,
-                   ) -> tuple[Tensor, Tensor, Tensor]:
-    """Clean and degraded images (B, 3, H, W) in [0, 1] and the skip mask (B,) of a batch.
+                   ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Clean and degraded images (B, 3, H, W) in [0, 1] of a batch, and two factors (B,).
+
+    The first is 0 where skips are dropped, the second 1 where the repair mask is.
 
     Args:
         drawn: clean, regions and sample seeds, from `draw_batch`.
@@ -64,7 +66,8 @@ def training_batch(config: Config, drawn: tuple[Tensor, Tensor, Tensor],
     clean, degraded, _ = draw_pairs(config, sources or {}, drawn, device)
     dice = torch.Generator().manual_seed(int(seeds[0]))
     keep = torch.rand(len(seeds), generator=dice) >= config.model.skip_dropout
-    return clean, degraded, keep.float().to(device)
+    whole = torch.rand(len(seeds), generator=dice) < config.model.mask_dropout
+    return clean, degraded, keep.float().to(device), whole.float().to(device)
 
 
 def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss, *, folder: Path,
@@ -99,14 +102,15 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
             autosave.before_step()
             started, terms = time.perf_counter(), Counter()
             rate = learning_rate_at(trainer.step + 1, optim)
-            trainer.optimiser.param_groups[0]["lr"] = rate
+            for group in trainer.optimiser.param_groups:
+                group["lr"] = rate * group["factor"]
 
             first = trainer.step * optim.accumulate
             for number in range(first, first + optim.accumulate):
-                clean, degraded, skip_mask = training_batch(config, next(batches), device,
-                                                            sources)
+                clean, degraded, skip_mask, whole = training_batch(config, next(batches), device,
+                                                                   sources)
                 repair = model(degraded, skip_mask, parts=True)
-                losses = loss(repair.restored, clean, choice=repair.choice(degraded),
+                losses = loss(repair.judged(whole), clean, choice=repair.choice(degraded),
                               view_seed=config.run.seed + number)
                 trainer.backward(losses["total"])
                 terms.update({name: value.detach() for name, value in losses.items()})

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from helpers.degradation.pipeline import AMOUNTS, DegradeConfig, degrade
 from helpers.degradation.presets import damage
 from helpers.faces.regions import REGIONS
-from tests.measure_damage import SHARED, photographs, read_face, squeeze
+from tests.measure_damage import SHARED, read_face, squeeze
 
 pytestmark = pytest.mark.skipif(not (SHARED / "faces").is_dir(),
                                 reason="../shared/faces, photographs with masks, is absent")
@@ -18,7 +18,7 @@ ZERO = DegradeConfig(**dict.fromkeys(AMOUNTS, 0.0))
 
 @pytest.fixture(scope="module")
 def faces():
-    return [read_face(path) for path in photographs()[::50]]
+    return [read_face(path) for path in sorted((SHARED / "faces" / "images").iterdir())[::50]]
 
 
 @pytest.mark.parametrize("region", REGIONS)

@@ -218,7 +218,7 @@ def test_the_mask_blends_input_and_decoded_picture(masked):
 
 @pytest.mark.parametrize(("logit", "part"), [(-100.0, "input"), (100.0, "decoded")])
 def test_a_closed_mask_keeps_the_input_and_an_open_one_takes_the_decoder(masked, logit, part):
-    bias = masked.mask.last[1].bias
+    bias = masked.mask.last.bias
     with torch.no_grad():
         before = bias.clone()
         bias.fill_(logit)
@@ -228,17 +228,35 @@ def test_a_closed_mask_keeps_the_input_and_an_open_one_takes_the_decoder(masked,
     torch.testing.assert_close(repair.restored, expected)
 
 
-def test_the_mask_sees_the_whole_picture(masked):
-    """A change in one corner changes what it thinks of the opposite one."""
-    net = RepairMask((8, 16, 16, 16))
-    torch.nn.init.normal_(net.last[1].weight, generator=torch.Generator().manual_seed(0))
-    features = [torch.rand(1, c, 64 // s, 64 // s) for c, s in ((8, 1), (8, 2), (16, 4), (16, 8))]
-    degraded, deepest = torch.rand(1, 3, 64, 64), torch.rand(1, 16, 8, 8)
+def test_the_loss_sees_the_decoder_alone_where_it_is_asked_to(masked):
     with torch.no_grad():
-        before = net(degraded, degraded, deepest, features)
-        deepest[..., 0, 0] += 5
-        after = net(degraded, degraded, deepest, features)
-    assert (after - before)[..., 48:, 48:].abs().min() > 0
+        repair = masked(IMAGES, parts=True)
+    judged = repair.judged(torch.tensor([0.0, 1.0]))
+    assert torch.equal(judged[0], repair.restored[0])
+    torch.testing.assert_close(judged[1], repair.decoded[1])
+
+
+def test_the_mask_is_told_of_the_whole_picture_and_changes_no_decoder():
+    net = RepairMask()
+    torch.nn.init.normal_(net.last.weight, generator=torch.Generator().manual_seed(0))
+    degraded, decoded = torch.rand(2, 1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    decoded.requires_grad_()
+    before = net(degraded, decoded)
+    with torch.no_grad():
+        decoded[..., :32, :32] += 0.2
+    assert ((net(degraded, decoded) - before)[..., 96:, 96:] != 0).any()
+    before.sum().backward()
+    assert decoded.grad is None
+
+
+def test_detail_is_counted_by_its_size():
+    """Stripes of two pixels are finer than all three sizes, of twelve than the last alone."""
+    x = torch.arange(64)
+    fine, coarse = ((x // width % 2).float().expand(1, 3, 64, -1) for width in (1, 6))
+    flat = mask.detail(torch.full((1, 3, 64, 64), 0.5))
+    assert (flat.std() < 1e-6) and (mask.detail(fine) - flat).amin() > 3
+    gain = (mask.detail(coarse) - flat).mean((0, 2, 3))
+    assert gain[2] > gain[1] > gain[0]
 
 
 def test_the_mask_is_shown_for_any_size_and_restores_the_same(masked):
@@ -256,7 +274,7 @@ def test_without_a_mask_all_of_it_is_the_decoders(model):
 
 def test_every_part_of_the_mask_is_trained(masked):
     masked.zero_grad()
-    torch.nn.init.normal_(masked.mask.last[1].weight, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(masked.mask.last.weight, generator=torch.Generator().manual_seed(0))
     masked(IMAGES).square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in masked.mask.parameters())
     assert {n for n in masked.trainable() if n.startswith("mask.")} == \
