@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -101,10 +101,7 @@ def slider_times(start: DegradeConfig, names: Iterator[str], clean: torch.Tensor
     times = []
     for name, value in itertools.islice(zip(names, values, strict=False), moves + 5):
         before = panel.tiles["degraded"].image.value
-
-        def move(name: str = name, value: float = value) -> None:
-            panel.sliders[name].value = value
-        times.append(seconds(move))
+        times.append(seconds(partial(setattr, panel.sliders[name], "value", value)))
         assert panel.tiles["degraded"].image.value != before, name
     return times[5:]
 

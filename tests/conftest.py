@@ -19,7 +19,9 @@ from helpers.model.enhancer import SplatEnhancer
 from tests.runs import PROMPT, TINY
 
 HERE = Path(__file__).parent
-LONGEST_FIRST = ("training/test_survival.py", "storage/test_hub.py")
+LONGEST_FIRST = ("storage/test_hub.py", "notebook/test_browser.py", "training/test_survival.py",
+                 "notebook/test_runs.py", "machine/test_colab.py", "model/test_exports.py",
+                 "model/test_tiny_base.py", "faces/test_store.py", "checkpoints/test_publisher.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

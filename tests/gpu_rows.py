@@ -17,6 +17,7 @@ from tests.bench import faces, seconds
 from tests.gpu_setup import Bench, Figures, differences, random_loss, release, timed
 
 SETTLE_STEPS = 20  # at most, until the loss scale fits
+expected_peak_gib = cache(budget.expected_peak_gib)  # the same for fp16 and bf16
 
 
 def training_step(bench: Bench, dtype: torch.dtype, config: Config, *,
@@ -49,13 +50,7 @@ def budget_row(bench: Bench, dtype: torch.dtype, batch: int, *, lean: bool) -> F
     """`train_row` of the `t4` preset, with the peak that was expected of it."""
     config = bench.setup.config.with_({"optim.batch": batch})
     return train_row(bench, dtype, config, lean=lean) | {
-        "expected_gib": expected_gib(config, lean)}
-
-
-@cache
-def expected_gib(config: Config, lean: bool) -> float:
-    """What the notebook says before the training starts, the same for fp16 and bf16."""
-    return budget.expected_peak_gib(config, lean=lean)
+        "expected_gib": expected_peak_gib(config, lean=lean)}
 
 
 def largest_row(bench: Bench, dtype: torch.dtype, *, lean: bool) -> Figures:

@@ -30,7 +30,6 @@ def google(monkeypatch, tmp_path):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(STAND_IN)
     import google.colab.drive
-    import google.colab.files
     import google.colab.userdata
     yield google
     for name in [n for n in sys.modules if n.split(".")[0] == "google"]:
@@ -108,28 +107,6 @@ def test_hub_takes_its_token_from_the_secrets_and_does_without(
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     assert huggingface_hub.get_token() == token
     assert bool(recwarn) <= (token is None)
-
-
-def test_a_stand_in_answers_as_colab_does(google, monkeypatch, tmp_path, capsys):
-    drive, files, content = google.colab.drive, google.colab.files, tmp_path / "content"
-    for place, said in {"a b": "contain a space", "none/drive": "directory that exists",
-                        "file": "either be a directory", "link": "not be a symlink"}.items():
-        (content / "file").touch()
-        (content / "link").unlink(missing_ok=True)
-        (content / "link").symlink_to(content)
-        with pytest.raises(ValueError, match=said):
-            drive.mount(str(content / place))
-    drive.flush_and_unmount()
-    assert "nothing to flush" in capsys.readouterr().out
-    monkeypatch.chdir(content)
-    monkeypatch.setenv("STAND_IN_UPLOAD", str(content))
-    monkeypatch.setenv("STAND_IN_DOWNLOAD", str(tmp_path))
-    (content / "link").unlink()
-    assert list(files.upload()) == ["file"] and (content / "file (1)").exists()
-    files.download("file (1)")
-    assert (tmp_path / "file (1)").exists()
-    with pytest.raises(FileNotFoundError, match="Cannot find file"):
-        files.download("none")
 
 
 def test_drive_that_dies_stops_no_run_and_what_it_got_is_whole(google, tmp_path):

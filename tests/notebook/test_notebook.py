@@ -12,11 +12,10 @@ import nbformat
 import pytest
 import torch
 
-from helpers import config as settings
 from helpers.__main__ import NOTEBOOK, ROOT
-from helpers.degradation import presets as damage
-from helpers.machine import runtime
-from helpers.views.sliders import DegradationSliders
+from helpers.config import preset
+from helpers.degradation import damage
+from helpers.machine import detect
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +23,20 @@ def notebook():
     return nbformat.read(ROOT / NOTEBOOK, as_version=4)
 
 
+@pytest.fixture
+def names(notebook):
+    """What a cell finds once the import cell was run."""
+    found = {"machine": detect()}
+    exec(cell_of(notebook, "Import"), found)
+    return found
+
+
 def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def cell_of(notebook, title):
+    return next(c.source for c in code_cells(notebook) if c.source.startswith(f"#@title {title}"))
 
 
 def test_the_source_carries_no_outputs(notebook):
@@ -51,8 +62,8 @@ def test_the_notebook_defines_no_functions_or_classes(notebook):
         assert not kinds & {ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef}, cell.source
 
 
-def test_every_form_field_reaches_the_config(notebook):
-    cell = next(c.source for c in code_cells(notebook) if "PRESET =" in c.source)
+def test_every_form_field_reaches_the_config(notebook, names):
+    cell = cell_of(notebook, "Choose the settings")
     given = {"RUN_NAME": "'other'", "SEED": "3", "FACES": "'celeba-hq'", "TRAIN_IMAGES": "7",
              "TEST_IMAGES": "5", "STEPS": "11", "BATCH": "4", "LEARNING_RATE": "0.002",
              "DAMAGE": "'heavy'", "STRENGTH": "0.35", "CHANGES": "{'degrade.eyes': 0.25}"}
@@ -60,40 +71,35 @@ def test_every_form_field_reaches_the_config(notebook):
     assert fields - set(given) == {"PRESET", "USE_DRIVE"}
     for name, value in given.items():
         cell = re.sub(rf"^{name} = .*?(?=  #@param)", f"{name} = {value}", cell, flags=re.M)
-    names = {"damage": damage, "settings": settings, "runtime": runtime,
-             "machine": runtime.detect()}
     exec(cell.replace('PRESET = "auto"', 'PRESET = "demo"'), names)
     config = names["config"]
     assert (config.run.name, config.run.seed, config.data.source) == ("other", 3, "celeba-hq")
     assert (config.data.train_images, config.data.test_images) == (7, 5)
     assert (config.optim.steps, config.optim.batch, config.optim.learning_rate) == (11, 4, 0.002)
     assert (config.degrade.strength, config.degrade.eyes) == (0.35, 0.25)
-    assert config.degrade.holes == damage.damage("heavy").holes != config.degrade.eyes
+    assert config.degrade.holes == damage("heavy").holes != config.degrade.eyes
     later = "".join(c.source for c in code_cells(notebook))
     assert len(re.findall(r"\bUSE_DRIVE\b", later)) == 2
 
 
-def test_tuned_damage_is_taken_over_and_given_up_again_in_any_order_of_cells(notebook, tmp_path):
+def test_tuned_damage_is_taken_over_and_given_up_again_in_any_order_of_cells(
+        notebook, names, tmp_path):
     """The sliders' cell, clicks, and the cell that reads them, as people run them again."""
-    sources = {c.source.splitlines()[0]: c.source for c in code_cells(notebook)}
-    noise = torch.Generator().manual_seed(0)
-    config = settings.preset("demo")
-    names = {"damage": damage, "config": config, "untuned": config.degrade, "drive_folder": None,
-             "run_folder": tmp_path, "clean": torch.rand(1, 3, 32, 32, generator=noise),
-             "regions": torch.ones(1, 32, 32, dtype=torch.uint8),
-             "DegradationSliders": DegradationSliders}
+    noise, config = torch.Generator().manual_seed(0), preset("demo")
+    names |= {"config": config, "untuned": config.degrade, "drive_folder": None,
+              "run_folder": tmp_path, "clean": torch.rand(1, 3, 32, 32, generator=noise),
+              "regions": torch.ones(1, 32, 32, dtype=torch.uint8)}
 
     def tune(settings, again=True):
         if again:
-            source = sources["#@title Tune the amounts"].split("\n", 1)[1]
-            names["panel"] = eval(source, names)
+            names["panel"] = eval(cell_of(notebook, "Tune the amounts").split("\n", 1)[1], names)
         if settings:
             names["panel"].set(settings)
         names["panel"].use.click()
-        exec(sources["#@title Take over the tuned damage"], names)
+        exec(cell_of(notebook, "Take over the tuned damage"), names)
         return names["config"].degrade
 
-    heavy = damage.damage("heavy")
+    heavy = damage("heavy")
     assert tune(heavy) == heavy
     assert tune(None) == heavy and (tmp_path / "damage.json").is_file()
     names["panel"].reset.click()
@@ -101,8 +107,8 @@ def test_tuned_damage_is_taken_over_and_given_up_again_in_any_order_of_cells(not
 
 
 def setup_cell(notebook, repository=""):
-    source = next(c.source for c in code_cells(notebook) if "REPOSITORY =" in c.source)
-    return source.replace('REPOSITORY = ""', f'REPOSITORY = "{repository}"')
+    given = f'REPOSITORY = "{repository}"'
+    return cell_of(notebook, "Find the helpers").replace('REPOSITORY = ""', given)
 
 
 def run_setup(source: str, folder: Path):

@@ -233,14 +233,17 @@ def test_held_out_faces_may_become_fewer(config, build, tmp_path):
         assert run(own, build, faces, tmp_path, steps=1)[1][0].step == step
 
 
-def test_a_finished_run_says_so_and_goes_on_with_more_steps(config, build, faces, tmp_path, capsys):
+def test_a_finished_run_holds_what_is_trained_says_so_and_goes_on_with_more_steps(
+        config, build, faces, tmp_path, capsys):
     config = config.with_({"optim.steps": 2})
     run(config, build, faces, tmp_path)
     model, records = run(config, build, faces, tmp_path)
     assert records == [] and "finished (2 steps); raise optim.steps" in capsys.readouterr().out
     saved = checkpoints.newest([tmp_path])[0]
     assert all(torch.equal(saved.tensors[f"model/{n}"], p) for n, p in model.trainable().items())
-    assert saved.notes == []
+    kinds = ("model", "exp_avg", "exp_avg_sq")  # of what is trained, and nothing frozen
+    expected = {f"{kind}/{name}" for kind in kinds for name in model.trainable()} | {"updates"}
+    assert saved.tensors.keys() == expected and saved.notes == []
 
     longer = config.with_({"optim.steps": 4, "optim.learning_rate": 5e-4})
     _, records = run(longer, build, faces, tmp_path)
@@ -248,10 +251,3 @@ def test_a_finished_run_says_so_and_goes_on_with_more_steps(config, build, faces
     assert "optim.steps 2 → 4, optim.learning_rate 0.001 → 0.0005" in capsys.readouterr().out
     assert checkpoints.newest([tmp_path])[0].notes == [{"after_step": 2, "changed": {
         "optim.steps": [2, 4], "optim.learning_rate": [1e-3, 5e-4]}}]
-
-
-def test_a_checkpoint_holds_what_is_trained_and_nothing_frozen(config, build, faces, tmp_path):
-    model, _ = run(config, build, faces, tmp_path, steps=1)
-    kinds = ("model", "exp_avg", "exp_avg_sq")
-    expected = {f"{kind}/{name}" for kind in kinds for name in model.trainable()} | {"updates"}
-    assert checkpoints.newest([tmp_path])[0].tensors.keys() == expected

@@ -7,6 +7,4 @@ The environment plays the person at the browser:
     STAND_IN_DRIVE     what comes of one mount() after the other, the last one for all that
                        follow: granted, refused, failing, nothing, or dying
     STAND_IN_SECRETS   JSON: name -> value, or null where this notebook was refused it
-    STAND_IN_UPLOAD    the folder whose files the person picks
-    STAND_IN_DOWNLOAD  the folder where the browser saves
 """
