@@ -86,6 +86,23 @@ def tidy_notebook(path: Path) -> None:
     write_whole(path, (nbformat.writes(notebook) + "\n").encode())
 
 
+TRANSFER = """# Trained on each kind of pair, tested on each
+
+Every row is a run of its own, with the same seed, the same {steps} steps and, but for what its name
+says, the same settings (`{preset}`); `all` are the preset's shares. Cells: gain in {metric} over
+doing nothing, and the change in PSNR; for `clean`, where doing nothing is perfect, what came out.
+
+{table}
+
+![the table as a heat map](transfer.png)
+
+The heads of the rendered sets are test identities, {views} views inside and {views} outside the arc
+of their cameras each; `fitted` is made by a recipe that no training pair has. All figures, with
+intervals over identities: `table.json`. Made by `python -m helpers transfer`, which goes on where
+it was interrupted.
+"""
+
+
 def compare_pairs(preset: str, folder: Path, base: Path | None = None) -> None:
     """Make the transfer table of a preset, its picture and its page; goes on where it stopped.
 
@@ -100,18 +117,19 @@ def compare_pairs(preset: str, folder: Path, base: Path | None = None) -> None:
     from .machine import detect
     from .views import save_figure, transfer_chart
 
-    machine, config = detect(), settings(preset).with_({"data.rendered_views": 3})
-    data = ROOT / "data"
+    machine, config = detect(), settings(preset).with_({"data.rendered_views": 2})
+    data, metric = ROOT / "data", "stlpips_alex"
     faces = prepare(config.data, data, device=machine.device, seed=config.run.seed)
     variants = standard_variants(config) | (
         {"all, another base": {"model.base": str(base)}} if base else {})
     table = transfer(config, faces, ROOT / "runs" / "transfer", variants=variants, data=data,
                      device=machine.device, dtype=machine.dtype)
-    text = format_transfer(table)
-    print(text)
-    save_figure(transfer_chart(table), folder / "transfer.png")
+    page = TRANSFER.format(preset=preset, steps=config.optim.steps, metric=metric,
+                           table=format_transfer(table, metric), views=config.data.rendered_views)
+    save_figure(transfer_chart(table, metric), folder / "transfer.png")
     write_whole(folder / "table.json", (json.dumps(table, indent=1) + "\n").encode())
-    write_whole(folder / "table.md", (text + "\n").encode())
+    write_whole(folder / "README.md", page.encode())
+    print(page)
 
 
 def main(arguments: list[str] | None = None) -> int:
