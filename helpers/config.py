@@ -116,15 +116,13 @@ class ModelConfig:
     skip_init: float = 1e-5  # the skip convolutions start as almost nothing
     skip_dropout: float = 0.3  # share of training samples that see no skips
     mask: bool = False  # a repair mask decides per pixel; off, pix2pix-turbo is reproduced
-    mask_dropout: float = 0.5  # share of training samples that are judged as if it were open
     prompt: str = "a sharp, detailed photograph of a person's face"  # one for all images
 
     def __post_init__(self) -> None:
         _text(self, "base")
         _text(self, "prompt")
         _numbers(self, timestep=(0, 999), unet_rank=(1, 256), vae_rank=(1, 256),
-                 skip_init=(0.0, 1.0), skip_dropout=(0.0, 1.0),
-                 mask_dropout=(0.0, 1.0))
+                 skip_init=(0.0, 1.0), skip_dropout=(0.0, 1.0))
         _flag(self, "mask")
 
 
@@ -136,7 +134,7 @@ class LossConfig:
     lpips: float = 0.5  # VGG16 features
     gram: float = 0.01  # texture statistics on the same VGG16 features
     clip: float = 0.5  # 1 - cosine similarity of CLIP image embeddings
-    mask: float = 0.1  # cross-entropy of the repair mask and the blend that comes closest
+    mask: float = 0.1  # cross-entropy of the repair mask and which picture is closer
     vgg_view_px: int = 0  # VGG16 sees a random square of this side (at least 16); 0: all
     vgg: str = "lpips"  # whose VGG16: "lpips", a download; "stlpips", from a package; "random"
 
@@ -279,18 +277,10 @@ _SD_TURBO_RUN: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "data.train_images": 192,
-        # Damage that shows at a glance on 128 pixels, little of it beyond repair
-        "degrade.strength_min": 0.5, "degrade.sparsity": 0.3, "degrade.needles": 0.3,
-        "degrade.holes": 0.1, "degrade.floaters": 0.3, "degrade.translucency": 0.3,
-        "degrade.doubling": 0.2, "degrade.color_error": 0.1, "degrade.surface_blur": 0.5,
-        "degrade.skin": 0.8, "degrade.eyes": 1.0, "degrade.nose": 0.9, "degrade.mouth": 1.0,
-        "degrade.hair": 0.9, "degrade.background": 0.6, "degrade.warp": 0.1,
-        "degrade.brightness": 0.1, "degrade.color_jitter": 0.1, "degrade.blur": 1.0,
-        "degrade.downscale": 1.0, "degrade.blocks": 1.0, "degrade.ghosting": 0.8,
-        "degrade.noise": 0.9,
         "model.mask": True,
-        "model.timestep": 50,  # see README, "Design decisions"
+        "model.timestep": 1,  # see helpers/README.md, "Decisions"
         "model.skip_dropout": 0.1,  # of so few steps, most must train the skips
+        "loss.lpips": 1.0,
         "loss.clip": 0.0,  # CLIP's weights live on the hub, and the demo is offline
         "loss.vgg": "stlpips",
         "loss.vgg_view_px": 64,  # on two CPU cores the whole image would take half of each step

@@ -1,4 +1,5 @@
 """How far a picture is from its clean original: perceptual networks, the loss, the metrics."""
 
+from .detail import detail
 from .losses import CLIP_FILES, CLIP_NAME, EnhancerLoss
 from .metrics import Metrics

@@ -9,13 +9,13 @@ from torch.nn import functional
 from ..config import LossConfig
 from ..errors import refused
 from ..storage import TRANSFORMERS_WEIGHTS, fetch, loading_quietly
+from .detail import detail, window_mean
 from .perceptual import VGG_NAMES, load_lpips, load_or_explain, vgg_distances
 from .stlpips import load_stlpips
 
 CLIP_NAME = "openai/clip-vit-base-patch32"
 CLIP_FILES = (("config.json",), TRANSFORMERS_WEIGHTS)
-WINDOW_PX = 9  # side of the windows in which the mask's best blend is found
-TYPICAL_CHANGE = 0.03  # of the decoder to its input
+DETAIL_WEIGHT, COLOR_WEIGHT = 2.0, 40.0  # of what the mask is judged by; a logit of 4 is certain
 Choice = tuple[Tensor, Tensor, Tensor]  # degraded, decoded, logit of the mask
 MIN_SIZE_PX = 16  # VGG16 halves the image four times before its last tap
 
@@ -110,12 +110,10 @@ class EnhancerLoss(nn.Module):
 
 
 def mask_loss(degraded: Tensor, decoded: Tensor, logit: Tensor, clean: Tensor) -> Tensor:
-    """How far the repair mask is from the blend that would have come closest.
+    """Cross-entropy of the repair mask and which of two pictures is closer to the truth.
 
-    The closest is known in closed form: the m that minimises (degraded + m · (decoded − degraded)
-    − clean)² over a window around each pixel. Cross-entropy, weighted by how much the choice
-    matters, draws the mask there, also out of saturation: the gradient of the restored picture
-    alone closes the mask for good while the decoder is still worse than its input.
+    Closer is what has detail of the right energy at each size (`detail`), and the right colour,
+    around a pixel. Squared error would be no judge: it prefers blur, so the mask would stay shut.
 
     Args:
         degraded, decoded, clean: (B, 3, H, W); none of them receives a gradient.
@@ -125,18 +123,14 @@ def mask_loss(degraded: Tensor, decoded: Tensor, logit: Tensor, clean: Tensor) -
         A scalar.
     """
     with torch.no_grad():
-        change = decoded - degraded
-        wanted, size = (_window_mean((x * change).sum(1, keepdim=True))
-                        for x in (clean - degraded, change))
-        best = (wanted / (size + 1e-6)).clamp(0, 1)
-        matters = size.sqrt() / TYPICAL_CHANGE
-    return (matters * functional.binary_cross_entropy_with_logits(
-        logit, best, reduction="none")).mean()
-
-
-def _window_mean(values: Tensor) -> Tensor:
-    return functional.avg_pool2d(functional.pad(values, (WINDOW_PX // 2,) * 4, mode="reflect"),
-                                 WINDOW_PX, 1)
+        degraded, decoded, truth = (x.float() for x in (degraded, decoded, clean))
+        wanted = detail(truth)
+        before, after = (
+            DETAIL_WEIGHT * (detail(x) - wanted).abs().sum(1, keepdim=True)
+            + COLOR_WEIGHT * window_mean((x - truth).abs().sum(1, keepdim=True))
+            for x in (degraded, decoded))
+        closer = (before - after).sigmoid()
+    return functional.binary_cross_entropy_with_logits(logit, closer)
 
 
 def random_view(restored: Tensor, clean: Tensor, side_px: int, seed: int) -> tuple[Tensor, Tensor]:

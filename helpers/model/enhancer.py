@@ -32,14 +32,6 @@ class Repair(NamedTuple):
         """Where it repaired: (B, 1, H, W) in [0, 1], all 1 without a repair mask."""
         return torch.ones_like(self.restored[:, :1]) if self.logit is None else decide(self.logit)
 
-    def judged(self, whole: Tensor) -> Tensor:
-        """What the loss compares: restored, or the decoder's own picture where `whole` (B,) is 1.
-
-        With the mask alone between them, a decoder that is still worse than its input would hardly
-        be heard, and learn little.
-        """
-        return self.restored.lerp(self.decoded, whole.view(-1, 1, 1, 1))
-
     def choice(self, degraded: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """What the mask chose from, and its logit, as the loss takes it; None without a mask."""
         return None if self.logit is None else (degraded, self.decoded, self.logit)

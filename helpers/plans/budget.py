@@ -136,7 +136,7 @@ def prepare_step(config: Config, model: SplatEnhancer, loss: EnhancerLoss, *,
 
     def step() -> None:
         repair = model(degraded, mask, parts=True)
-        losses = loss(repair.judged(mask), clean, choice=repair.choice(degraded))
+        losses = loss(repair.decoded, clean, choice=repair.choice(degraded))
         trainer.backward(losses["total"])
         trainer.update()
 

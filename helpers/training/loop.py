@@ -52,10 +52,8 @@ def learning_rate_at(step: int, optim: OptimConfig) -> float:
 
 def training_batch(config: Config, drawn: tuple[Tensor, Tensor, Tensor],
                    device: torch.device | str, sources: Sources | None = None,
-                   ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Clean and degraded images (B, 3, H, W) in [0, 1] of a batch, and two factors (B,).
-
-    The first is 0 where skips are dropped, the second 1 where the repair mask is.
+                   ) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean and degraded images (B, 3, H, W) in [0, 1] and the skip mask (B,) of a batch.
 
     Args:
         drawn: clean, regions and sample seeds, from `draw_batch`.
@@ -66,8 +64,7 @@ def training_batch(config: Config, drawn: tuple[Tensor, Tensor, Tensor],
     clean, degraded, _ = draw_pairs(config, sources or {}, drawn, device)
     dice = torch.Generator().manual_seed(int(seeds[0]))
     keep = torch.rand(len(seeds), generator=dice) >= config.model.skip_dropout
-    whole = torch.rand(len(seeds), generator=dice) < config.model.mask_dropout
-    return clean, degraded, keep.float().to(device), whole.float().to(device)
+    return clean, degraded, keep.float().to(device)
 
 
 def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss, *, folder: Path,
@@ -107,10 +104,10 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
 
             first = trainer.step * optim.accumulate
             for number in range(first, first + optim.accumulate):
-                clean, degraded, skip_mask, whole = training_batch(config, next(batches), device,
-                                                                   sources)
+                clean, degraded, skip_mask = training_batch(config, next(batches), device,
+                                                            sources)
                 repair = model(degraded, skip_mask, parts=True)
-                losses = loss(repair.judged(whole), clean, choice=repair.choice(degraded),
+                losses = loss(repair.decoded, clean, choice=repair.choice(degraded),
                               view_seed=config.run.seed + number)
                 trainer.backward(losses["total"])
                 terms.update({name: value.detach() for name, value in losses.items()})

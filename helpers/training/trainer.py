@@ -12,7 +12,7 @@ from ..checkpoints import Checkpoint, refuse_other_run
 from ..config import Config
 from ..model import SplatEnhancer
 
-MASK_FACTOR = 8.0  # on the learning rate of the repair mask: small, and made from nothing
+MASK_FACTOR = 12.0  # on the learning rate of the repair mask: small, and made from nothing
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
 

@@ -229,14 +229,6 @@ def test_a_closed_mask_keeps_the_input_and_an_open_one_takes_the_decoder(masked,
     torch.testing.assert_close(repair.restored, expected)
 
 
-def test_the_loss_sees_the_decoder_alone_where_it_is_asked_to(masked):
-    with torch.no_grad():
-        repair = masked(IMAGES, parts=True)
-    judged = repair.judged(torch.tensor([0.0, 1.0]))
-    assert torch.equal(judged[0], repair.restored[0])
-    torch.testing.assert_close(judged[1], repair.decoded[1])
-
-
 def test_the_mask_is_told_of_the_whole_picture_and_changes_no_decoder():
     net = RepairMask()
     torch.nn.init.normal_(net.last.weight, generator=torch.Generator().manual_seed(0))
@@ -248,16 +240,6 @@ def test_the_mask_is_told_of_the_whole_picture_and_changes_no_decoder():
     assert ((net(degraded, decoded) - before)[..., 96:, 96:] != 0).any()
     before.sum().backward()
     assert decoded.grad is None
-
-
-def test_detail_is_counted_by_its_size():
-    """Stripes of two pixels are finer than all three sizes, of twelve than the last alone."""
-    x = torch.arange(64)
-    fine, coarse = ((x // width % 2).float().expand(1, 3, 64, -1) for width in (1, 6))
-    flat = mask.detail(torch.full((1, 3, 64, 64), 0.5))
-    assert (flat.std() < 1e-6) and (mask.detail(fine) - flat).amin() > 3
-    gain = (mask.detail(coarse) - flat).mean((0, 2, 3))
-    assert gain[2] > gain[1] > gain[0]
 
 
 def test_the_mask_is_shown_for_any_size_and_restores_the_same(masked):

@@ -135,7 +135,7 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(config, build,
         model, loss = build(dtype)
         trainer = Trainer(own, model)
         for number in range(2 * accumulate, 3 * accumulate):  # of step 3
-            clean, degraded, mask, _ = batch_at(own, faces, number)
+            clean, degraded, mask = batch_at(own, faces, number)
             trainer.backward(loss(model(degraded, mask), clean)["total"])
         return torch.cat([p.grad.flatten() for p in trainer.masters.values()]), trainer.loss
     (large, large_loss), (small, small_loss) = gradient(3, 1), gradient(1, 3)
@@ -164,7 +164,7 @@ def test_masters_learn_what_half_precision_would_lose(config, build, faces):
     trainer = Trainer(slow, model)
     start = {n: p.detach().clone() for n, p in trainer.masters.items()}
     for step in range(3):
-        clean, degraded, mask, _ = batch_at(slow, faces, step)
+        clean, degraded, mask = batch_at(slow, faces, step)
         trainer.backward(loss(model(degraded, mask), clean)["total"])
         trainer.update()
     assert all(p.dtype == torch.float32 for p in trainer.masters.values())
