@@ -13,6 +13,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from .config import PRESETS
@@ -103,7 +104,8 @@ it was interrupted.
 """
 
 
-def compare_pairs(preset: str, folder: Path, base: Path | None = None) -> None:
+def compare_pairs(preset: str, folder: Path, base: Path | None = None, steps: int = 0,
+                  only: Sequence[str] = ()) -> None:
     """Make the transfer table of a preset, its picture and its page; goes on where it stopped.
 
     Args:
@@ -111,17 +113,21 @@ def compare_pairs(preset: str, folder: Path, base: Path | None = None) -> None:
         folder: gets `README.md`, `table.json` and `transfer.png`; what was trained lies in
             `runs/transfer/` of this repository.
         base: a base in diffusers layout, for a variant on it.
+        steps: of every run; 0 takes the preset's.
+        only: names of variants; empty: all.
     """
     from .evaluation import format_transfer, standard_variants, transfer
     from .faces import prepare
     from .machine import detect
     from .views import save_figure, transfer_chart
 
-    machine, config = detect(), settings(preset).with_({"data.rendered_views": 2})
+    machine, config = detect(), settings(preset).with_(
+        {"data.rendered_views": 2} | ({"optim.steps": steps} if steps else {}))
     data, metric = ROOT / "data", "stlpips_alex"
     faces = prepare(config.data, data, device=machine.device, seed=config.run.seed)
     variants = standard_variants(config) | (
         {"all, another base": {"model.base": str(base)}} if base else {})
+    variants = {name: changes for name, changes in variants.items() if not only or name in only}
     table = transfer(config, faces, ROOT / "runs" / "transfer", variants=variants, data=data,
                      device=machine.device, dtype=machine.dtype)
     page = TRANSFER.format(preset=preset, steps=config.optim.steps, metric=metric,
@@ -145,6 +151,8 @@ def main(arguments: list[str] | None = None) -> int:
     compared = commands.add_parser("transfer", help="train on each kind of pair, test on each")
     compared.add_argument("--preset", choices=sorted(PRESETS), default="demo")
     compared.add_argument("--out", type=Path, default=ROOT / "results" / "transfer")
+    compared.add_argument("--steps", type=int, default=0, help="of every run; 0: the preset's")
+    compared.add_argument("--only", nargs="*", default=(), help="names of variants")
     compared.add_argument("--base", type=Path, help="one more variant: on the base in this folder")
     tidy = commands.add_parser("tidy", help="make a notebook that Colab saved open on GitHub")
     tidy.add_argument("saved", type=Path)
@@ -155,7 +163,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         if options.command == "transfer":
-            compare_pairs(options.preset, options.out, options.base)
+            compare_pairs(options.preset, options.out, options.base, options.steps,
+                          options.only)
         else:
             tidy_notebook(options.saved) if options.command == "tidy" else _print(options.folder)
     except (OSError, ValueError) as error:
