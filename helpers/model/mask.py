@@ -16,6 +16,8 @@ WIDTH = 24
 SCALE = 4  # judged at a quarter of the size: the mask has no hard edges
 START = -0.5  # logit before training: the input is kept, nearly
 DECIDED = 4.0  # factor on the logit: half a decision blends two pictures to a blurred third
+LEAN = 0.15  # towards repair, on the logit: of what was tried on validation heads, the most that
+# keeps PSNR within 0.3 dB inside the arc
 
 
 class RepairMask(nn.Module):
@@ -58,4 +60,4 @@ class RepairMask(nn.Module):
 
 def decide(logit: Tensor) -> Tensor:
     """The mask (B, 1, H, W) in [0, 1] of a logit: 0 keeps the input, 1 takes the decoder's."""
-    return (DECIDED * logit).sigmoid()
+    return (DECIDED * (logit + LEAN)).sigmoid()
