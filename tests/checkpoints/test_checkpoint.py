@@ -399,7 +399,8 @@ def test_binding_settings_are_refused_with_both_values_and_the_others_listed():
     changes = {"optim.steps": 900, "optim.learning_rate": 1e-3, "degrade.noise": 0.5,
                "run.seed": 5}
     assert checkpoints.harmless_changes(saved.config, saved.config.with_(changes)) == {
-        "optim.steps": [300, 900], "optim.learning_rate": [8e-4, 1e-3], "degrade.noise": [0.05, 0.5]}
+        "optim.steps": [300, 900], "optim.learning_rate": [8e-4, 1e-3],
+        "degrade.noise": [0.05, 0.5]}
 
 
 def test_other_training_faces_are_refused_where_both_are_known():
