@@ -4,6 +4,6 @@
 on.
 """
 
-from .results import Result, evaluate, format_table, read_metrics, write_metrics
+from .results import Result, evaluate, format_sets, format_table, read_metrics, write_metrics
 from .sets import Batch, HeldOut, held_out_pairs, rendered_views, underfitted_pairs
 from .transfer import format_transfer, standard_variants, transfer

@@ -191,6 +191,28 @@ def format_table(result: Result | Mapping[str, Any]) -> str:
                       *(f"| {line} |" for line in lines)])
 
 
+def format_sets(sets: Mapping[str, Result]) -> str:
+    """One Markdown table of all sets: the metric that ranks, PSNR as a guard, the share made worse.
+
+    Args:
+        sets: name → result of `evaluate`.
+    """
+    rows = ["| tested on | in → out | gain, 95 % interval | PSNR | made worse |",
+            "|---|---|---|---|---|"]
+    metric = next(iter(next(iter(sets.values())).restored))
+    for name, result in sets.items():
+        summary = result.summary()
+        before, after = (summary[part][metric]["mean"] for part in ("degraded", "restored"))
+        gain_text, decibels = (_change(m, summary["gain"].get(m)) for m in (metric, "psnr"))
+        if metric in summary["gain"]:
+            worse = f"{100 * summary['share_worse'][metric]:.0f} %"
+        else:
+            worse, decibels = "–", f"{summary['restored']['psnr']['mean']:.1f} dB"
+        rows.append(f"| {name} ({summary['n']}) | {before:.3f} → {after:.3f} | {gain_text} | "
+                    f"{decibels} | {worse} |")
+    return f"{metric}, lower is better\n\n" + "\n".join(rows)
+
+
 def _level(name: str, summary: Mapping[str, Any] | None) -> str:
     if summary is None:
         return "–"

@@ -222,11 +222,11 @@ def compare(before: Tensor, after: Tensor, mask: Tensor | None = None) -> None:
     """Display two images (1, 3, H, W) in [0, 1], one over the other, with a divider to drag.
 
     Args:
-        mask: (1, 1, H, W) in [0, 1]; shown below, over the second image.
+        mask: (1, 1, H, W) in [0, 1]; shown beside them, over the second image.
     """
-    display(HTML(divided(before[0], after[0])))
-    if mask is not None:
-        display(HTML(shown(_repaired(after, mask)[0], "where it repaired")))
+    where = shown(_repaired(after, mask)[0], "where it repaired") if mask is not None else ""
+    display(HTML(f'<div style="display: flex; flex-wrap: wrap; gap: 8px; align-items: flex-start">'
+                 f"<div>{divided(before[0], after[0])}</div><div>{where}</div></div>"))
 
 
 class LiveTraining:

@@ -10,7 +10,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from helpers.config import LossConfig, preset
 from helpers.distances.metrics import Metrics, psnr, ssim
-from helpers.evaluation.results import Result, evaluate, format_table, gain, summarise
+from helpers.evaluation.results import Result, evaluate, format_sets, format_table, gain, summarise
 from helpers.evaluation.results import read_metrics as read
 from helpers.evaluation.results import write_metrics as write
 
@@ -198,3 +198,14 @@ def test_table_is_aligned_and_shows_both_baselines():
     assert "0.300 ± 0.100 " in lines[2] and "+50.0 % [" in lines[2] and "↓" in lines[2]
     assert "21.00 ± 1.00 dB" in lines[3] and "+2.50 dB [+2.00, +3.00]" in lines[3]
     assert "+0.150 [" in lines[4] and "↑" in lines[4]
+
+
+def test_all_sets_stand_in_one_table_with_the_share_made_worse():
+    drawn = Result({"stlpips_alex": [0.2, 0.4], "psnr": [20.0, 22.0]},
+                   {"stlpips_alex": [0.1, 0.5], "psnr": [23.0, 24.0]})
+    clean = Result({"stlpips_alex": [0.0], "psnr": [math.inf]},
+                   {"stlpips_alex": [0.01], "psnr": [41.0]})
+    *_, first, second = format_sets({"drawn": drawn, "clean": clean}).splitlines()
+    assert first == ("| drawn (2) | 0.300 → 0.300 | -0.0 % [-33.3, +33.3] | "
+                     "+2.50 dB [+2.00, +3.00] | 50 % |")
+    assert second == "| clean (1) | 0.000 → 0.010 | – | 41.0 dB | – |"
