@@ -202,10 +202,10 @@ def test_table_is_aligned_and_shows_both_baselines():
 
 def test_all_sets_stand_in_one_table_with_the_share_made_worse():
     drawn = Result({"stlpips_alex": [0.2, 0.4], "psnr": [20.0, 22.0]},
-                   {"stlpips_alex": [0.1, 0.5], "psnr": [23.0, 24.0]})
+                   {"stlpips_alex": [0.05, 0.45], "psnr": [23.0, 24.0]})
     clean = Result({"stlpips_alex": [0.0], "psnr": [math.inf]},
                    {"stlpips_alex": [0.01], "psnr": [41.0]})
     *_, first, second = format_sets({"drawn": drawn, "clean": clean}).splitlines()
-    assert first == ("| drawn (2) | 0.300 → 0.300 | -0.0 % [-33.3, +33.3] | "
+    assert first == ("| drawn (2) | 0.300 → 0.250 | +16.7 % [-16.7, +50.0] | "
                      "+2.50 dB [+2.00, +3.00] | 50 % |")
     assert second == "| clean (1) | 0.000 → 0.010 | – | 41.0 dB | – |"
