@@ -46,7 +46,8 @@ def test_presets_are_those_of_the_design():
 
 @pytest.mark.parametrize(("path", "entry"), FIELDS)
 def test_every_field_can_be_changed_and_survives_json(path, entry):
-    special = {"data.size_px": 256, "loss.vgg_view_px": 64, "optim.memory": "lean"}
+    special = {"data.size_px": 256, "loss.vgg_view_px": 64, "optim.memory": "lean",
+               "loss.vgg": "stlpips"}
     good, before = special.get(path, GOOD[entry.type]), preset("t4")
     after = before.with_({path: good})
     assert value_of(after, path) == good != value_of(before, path)

@@ -189,8 +189,9 @@ def _licence(config: Config) -> list[str]:
 def _refuse_other_model(model: SplatEnhancer, tensors: dict[str, Tensor],
                         config: ModelConfig) -> None:
     ranks = {name.split(".")[0]: len(t) for name, t in tensors.items() if ".lora_A." in name}
-    found = (int(model.timestep), ranks["unet"], ranks["vae"])
-    expected = (config.timestep, config.unet_rank, config.vae_rank)
+    found = (int(model.timestep), ranks["unet"], ranks["vae"], model.mask is not None)
+    expected = (config.timestep, config.unet_rank, config.vae_rank, config.mask)
     if found != expected:
-        raise refused("config.model", f"timestep, unet_rank, vae_rank {found}, as the model has",
-                      expected, "pass the config the model was built with")
+        raise refused("config.model",
+                      f"timestep, unet_rank, vae_rank, mask {found}, as in the model", expected,
+                      "pass the config the model was built with")

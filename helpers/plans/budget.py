@@ -106,7 +106,8 @@ def build_on_meta(config: Config, dtype: torch.dtype) -> tuple[SplatEnhancer, En
         model = SplatEnhancer(config.model, vae=AutoencoderKL.from_config(vae),
                               unet=UNet2DConditionModel.from_config(unet),
                               prompt_embedding=prompt, alpha_bar=0.5).to(dtype)
-        offline = replace(config.loss, l1=1.0, clip=0.0, vgg="random")
+        vgg = "stlpips" if config.loss.vgg == "stlpips" else "random"  # LPIPS's own is a download
+        offline = replace(config.loss, l1=1.0, clip=0.0, vgg=vgg)
         loss = EnhancerLoss(offline, device="meta", dtype=dtype)
         loss.clip = _clip().to(dtype) if config.loss.clip else None
     loss.config = config.loss

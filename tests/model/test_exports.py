@@ -27,7 +27,8 @@ GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 EXPECTED = load_file(GOLDEN / "tensors.safetensors")
 IMAGES = (EXPECTED["input"] + 1) / 2
 TRAINED = load_file(GOLDEN / "trainable.safetensors")
-CONFIG = preset("demo").with_({"model.base": str(GOLDEN / "base"), "model.timestep": 199})
+CONFIG = preset("demo").with_({"model.base": str(GOLDEN / "base"), "model.timestep": 199,
+                               "model.mask": False})  # as the reference
 REFUSAL = r"(?s).+: expected .+, got .+; .+"
 
 
@@ -45,6 +46,19 @@ def golden_model(dtype: torch.dtype = torch.float32) -> SplatEnhancer:
 @pytest.fixture(scope="module")
 def model():
     return golden_model()
+
+
+def test_an_enhancer_with_a_mask_is_exported_with_it_and_with_no_other_config(tmp_path):
+    config = CONFIG.with_({"model.mask": True})
+    model = SplatEnhancer.from_pretrained(config.model, device="cpu", seed=5,
+                                          prompt_embedding=EXPECTED["prompt_embedding"]).eval()
+    torch.nn.init.normal_(model.mask.last.weight, generator=torch.Generator().manual_seed(0))
+    loaded = load(export(model, config, tmp_path))
+    for ours, theirs in zip(model.enhance_and_show(IMAGES), loaded.enhance_and_show(IMAGES),
+                            strict=True):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(ValueError, match=r"vae_rank, mask .*True.*as in the model"):
+        export(model, CONFIG, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +146,7 @@ def test_two_files_hold_trained_tensors_and_a_readable_card_and_nothing_else(mod
     assert tensors.keys() == model.trainable().keys() | {"prompt_embedding"}
     assert tensors["prompt_embedding"].shape == (1, 77, 32)
     assert card["model"] == {name: getattr(CONFIG.model, name) for name in (
-        "base", "timestep", "unet_rank", "vae_rank", "prompt")}
+        "base", "timestep", "unet_rank", "vae_rank", "mask", "prompt")}
     assert card["training"] == {"size_px": 128, "steps": 300, "source": "avatars",
                                 "degrade": dataclasses.asdict(CONFIG.degrade)}
     assert card["metrics"] == {"avatars": {"psnr": 25.93}} and card["versions"]["torch"]

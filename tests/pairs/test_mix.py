@@ -10,7 +10,16 @@ from PIL import Image
 from helpers.config import PairsConfig
 from helpers.degradation import degrade, draw_amounts
 from helpers.faces import draw_batch, load_batches
-from helpers.pairs import KINDS, draw_kinds, draw_pairs, fitted, prepare_pairs, shares, trained_on
+from helpers.pairs import (
+    KINDS,
+    RenderedPairs,
+    draw_kinds,
+    draw_pairs,
+    fitted,
+    prepare_pairs,
+    shares,
+    trained_on,
+)
 from helpers.training.loop import training_batch
 
 SEEDS = torch.tensor([draw * 7_919 + 1 for draw in range(4_000)])
@@ -113,16 +122,17 @@ def test_only_wanted_sources_are_made(config, mixed, faces, tmp_path):
     assert not (tmp_path / "data").exists()
     measured = mixed.with_({"pairs.own_share": 0.0, "pairs.fitted": 0.0, "pairs.rendered": 0.0})
     assert prepare_pairs(measured, faces, tmp_path / "data", progress=None).keys() == {"own"}
-    with pytest.raises(ValueError, match="rendered: expected a source"):
-        prepare_pairs(mixed.with_({"pairs.fitted": 0.0}), faces, tmp_path / "data", progress=None)
+    both = prepare_pairs(mixed.with_({"pairs.fitted": 0.0}), faces, tmp_path / "data",
+                         progress=None)
+    assert both.keys() == {"own", "rendered"}
 
 
-def test_a_missing_source_and_one_of_another_size_are_refused(mixed, sources, faces, rendered):
+def test_a_missing_source_and_one_of_another_size_are_refused(mixed, sources, faces):
     drawn = draw_batch(faces, seed=3, step=1, batch=4)
     only = mixed.with_({"pairs.drawn": 0.0, "pairs.fitted": 0.0, "pairs.own_share": 0.0})
     with pytest.raises(ValueError, match=r"sources: expected one of rendered pairs"):
         draw_pairs(only, {}, drawn, "cpu")
-    rendered.size_px = 32
+    rendered = RenderedPairs(32)
     with pytest.raises(ValueError, match=r"rendered pairs: expected pictures of shape \(3, 64, 64"):
         draw_pairs(only, {"rendered": rendered}, drawn, "cpu")
 

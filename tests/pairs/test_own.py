@@ -49,7 +49,8 @@ def test_a_share_is_held_out_and_never_drawn(folder, tmp_path):
     assert len(pairs) == 7 and len(pairs.held_out) == 1
     degraded, clean = pairs.draw(torch.arange(60))
     assert degraded.shape == clean.shape == (60, 3, 64, 64)
-    (held_clean, held_degraded), = pairs.held_out_pairs()
+    (held_clean, held_degraded, names), = pairs.held_out_pairs()
+    assert len(names) == 1
     assert not any(torch.equal(one, held_clean[0]) for one in clean)
     assert torch.equal(held_degraded, pairs.load(pairs.held_out)[0])
     assert torch.equal(pairs.draw(torch.arange(60).flip(0))[0].flip(0), degraded)  # by seed alone
@@ -58,7 +59,7 @@ def test_a_share_is_held_out_and_never_drawn(folder, tmp_path):
     assert half.store == pairs.store and half.trained_on != pairs.trained_on
     most, least = (read(folder, tmp_path, own_held_out=share) for share in (1.0, 0.0))
     assert len(most) == 1 and len(least.held_out) == 1
-    assert sum(len(c) for c, _ in most.held_out_pairs(batch=3)) == 7
+    assert sum(len(c) for c, _, _ in most.held_out_pairs(batch=3)) == 7
 
 
 def test_one_photograph_under_several_names_is_on_one_side_only(folder, tmp_path):

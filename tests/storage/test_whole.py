@@ -77,7 +77,8 @@ def test_a_checkpoint_of_the_older_tree_is_found_and_comes_back_as_it_was(old):
     assert torch.equal(found.trained["a"], torch.full((3, 2), 3.0))
     assert (found.faces, found.loss_scale) == ("6 faces a", {"scale": 2.0})
     assert found.notes == [{"after_step": 1, "changed": {"optim.steps": [300, 500]}}]
-    checkpoints.refuse_other_run(found, settings.preset("demo"), "6 faces a")
+    then = {"model.timestep": 50, "model.mask": False}  # the preset has others now
+    checkpoints.refuse_other_run(found, settings.preset("demo").with_(then), "6 faces a")
     checkpoints.save(found, old / "run")  # which changes nothing but the time in the summary
     assert checkpoints.load(old / "run" / checkpoints.LATEST).config == found.config
 
