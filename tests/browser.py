@@ -256,7 +256,7 @@ def _served(kind: type[Page], folder: Path, python: str) -> Iterator[str]:
             server.wait(timeout=30)
 
 
-def _await_port(port: int, server: subprocess.Popen, timeout_s: float = 60) -> None:
+def _await_port(port: int, server: subprocess.Popen, timeout_s: float = 180) -> None:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end and server.poll() is None:
         with socket.socket() as probe:
