@@ -63,6 +63,15 @@ def test_a_loop_that_is_never_closed_stands_in_nobodys_way(config, build, faces,
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C is heard even where a shell started the tests in the background, deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_second_signal_is_obeyed_at_once():
     with StopRequests() as stop:
         os.kill(os.getpid(), signal.SIGINT)

@@ -198,7 +198,7 @@ def test_the_learning_rate_warms_up_and_decays_to_a_tenth(config):
 
 def test_a_run_of_other_meaning_is_refused_with_both_values(config, build, faces, tmp_path):
     run(config, build, faces, tmp_path, steps=1)
-    with pytest.raises(ValueError, match=r"model\.timestep: 50 then, 500 now"):
+    with pytest.raises(ValueError, match=r"model\.timestep: 1 then, 500 now"):
         run(config.with_({"model.timestep": 500}), build, faces, tmp_path)
 
 
