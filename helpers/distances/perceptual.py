@@ -90,8 +90,17 @@ def lpips_layer(head: nn.Module, ours: Tensor, theirs: Tensor) -> Tensor:
 
     Source: Zhang et al. 2018, equation 1; https://arxiv.org/abs/1801.03924
     """
-    a, b = (lpips.normalize_tensor(tap.float()) for tap in (ours, theirs))
+    a, b = (unit_vectors(tap.float()) for tap in (ours, theirs))
     return lpips.spatial_average(head((a - b) ** 2)).flatten()
+
+
+def unit_vectors(features: Tensor) -> Tensor:
+    """Divide (B, C, H, W) by their lengths over the channels, as the package does.
+
+    Zero vectors stay zero, with a finite gradient: the root has none there.
+    """
+    squares = (features**2).sum(1, keepdim=True)
+    return features / (torch.where(squares > 0, squares, 1).sqrt() + 1e-10)
 
 
 def gram_matrix(features: Tensor) -> Tensor:

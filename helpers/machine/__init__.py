@@ -5,6 +5,7 @@ The only room that knows Colab and Kaggle.
 
 from . import packages
 from .drive import mount_drive
+from .memory import free_gib, free_memory, is_out_of_memory
 from .packages import prepare_packages, versions
 from .progress import Bar
 from .runtime import Runtime, choose_preset, detect, report, workspace

@@ -14,9 +14,9 @@ import psutil
 import torch
 
 from ..config import preset
+from .memory import GIB, avoid_fragments
 from .packages import installed_version
 
-GIB = 2**30
 T4_MIN_GIB = 12.0  # what the "t4" preset needs, with room to spare (a T4 shows 14.6)
 KAGGLE_CREDENTIALS = {"KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_CONFIG_DIR"}
 HOMES = {"colab": Path("/content/splat_enhancer"), "kaggle": Path("/kaggle/working"),
@@ -38,6 +38,7 @@ class Runtime:
 
 def detect() -> Runtime:
     """Look at this machine: place, device, working precision, memory and disk."""
+    avoid_fragments()
     device = _device()
     cuda = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return Runtime(

@@ -26,7 +26,7 @@ from ..errors import refused
 from ..model import SplatEnhancer
 from ..training import Trainer
 
-SPARE_GIB = 1.5  # for the CUDA context, cuDNN's workspace and the allocator's fragments
+SPARE_GIB = 1.5  # for cuDNN's workspace and the allocator's fragments
 PROMPT_TOKENS = 77  # of CLIP's text encoders
 # What differs from diffusers' defaults in unet/config.json and vae/config.json of SD-Turbo
 SD_TURBO_UNET = {
@@ -68,34 +68,36 @@ class Plan:
 
     lean: bool  # for `SplatEnhancer.use_lean_memory`
     expected_gib: float  # peak of a training step, as counted
-    available_gib: float  # of the GPU, 0 without one
+    available_gib: float  # free on the GPU, 0 without one
 
     def __str__(self) -> str:
         mode = "lean (activations are recomputed)" if self.lean else "full (nothing is recomputed)"
-        of = f" of {self.available_gib:.1f}" if self.available_gib else ""
+        of = f" of {self.available_gib:.1f} free" if self.available_gib else ""
         return f"memory mode {mode}: a training step should peak at {self.expected_gib:.2f}{of} GiB"
 
 
-def plan_memory(config: Config, *, dtype: torch.dtype, gpu_gib: float) -> Plan:
+def plan_memory(config: Config, *, dtype: torch.dtype, free_gib: float) -> Plan:
     """Choose between full and lean memory before anything is trained.
 
     Args:
         config: `optim.memory` decides, or, at "auto", what fits with `SPARE_GIB` to spare.
         dtype: of the working copies.
-        gpu_gib: memory of the GPU in GiB; 0 without one means that full memory is used.
+        free_gib: what the run can have of the GPU's memory, see `machine.free_gib`; 0 without one
+            means that full memory is used.
 
     Raises:
         ValueError: a step cannot fit.
     """
     lean = config.optim.memory == "lean"
     peak = expected_peak_gib(config, dtype=dtype, lean=lean)
-    if config.optim.memory == "auto" and 0 < gpu_gib < peak + SPARE_GIB:
+    if config.optim.memory == "auto" and 0 < free_gib < peak + SPARE_GIB:
         lean, peak = True, expected_peak_gib(config, dtype=dtype, lean=True)
-    if 0 < gpu_gib < peak:
-        raise refused("memory of the GPU", f"{peak:.1f} GiB or more for a training step",
-                      f"{gpu_gib:.1f}", "lower optim.batch (optim.accumulate makes up for it) or "
-                      "data.size_px" + ("" if lean else ", or set optim.memory to 'lean'"))
-    return Plan(lean, peak, gpu_gib)
+    if 0 < free_gib < peak:
+        raise refused("free memory of the GPU", f"{peak:.1f} GiB or more for a training step",
+                      f"{free_gib:.1f}", "end what else uses it, or lower optim.batch "
+                      "(optim.accumulate makes up for it) or data.size_px"
+                      + ("" if lean else ", or set optim.memory to 'lean'"))
+    return Plan(lean, peak, free_gib)
 
 
 def build_on_meta(config: Config, dtype: torch.dtype) -> tuple[SplatEnhancer, EnhancerLoss]:

@@ -13,8 +13,7 @@ from ..checkpoints import Claim, Publisher
 from ..checkpoints import checkpoint as checkpoints
 from .trainer import Trainer
 
-SCALE_FLOOR = 1.0  # a loss scale below this means that gradients are broken, not merely large
-SKIPS_IN_A_ROW = 20  # and so does this; a scale that starts at 2^16 is below 1 after 17
+SKIPS_IN_A_ROW = 20  # mean that gradients are broken: a loss scale of 2^16 is below 1 by then
 
 
 class Autosave:
@@ -102,9 +101,9 @@ class Autosave:
         if has_collapsed(self.trainer):
             raise FloatingPointError(
                 f"losses and gradients: expected finite ones, got {SKIPS_IN_A_ROW} steps in a row "
-                f"without, or a loss scale below {SCALE_FLOOR}; the last good state is that after "
-                f"step {self.saved_step} in {self.folder}: lower optim.learning_rate or look for "
-                "broken images, then run this again")
+                f"without; the last good state is that after step {self.saved_step} in "
+                f"{self.folder}: lower optim.learning_rate or look for broken images, then run "
+                "this again")
 
     def _tell_skips(self) -> None:
         skips = sum(record["skipped"] for record in self.trainer.history)
@@ -114,9 +113,12 @@ class Autosave:
 
 
 def has_collapsed(trainer: Trainer) -> bool:
-    """Whether the run has stopped learning: its state is not to replace a good one."""
+    """Whether the run has stopped learning: its state is not to replace a good one.
+
+    A low loss scale is no sign of it: bad steps here and there halve it, good ones double it again.
+    """
     recent = [record["skipped"] for record in trainer.history[-SKIPS_IN_A_ROW:]]
-    return trainer.scaler.get_scale() < SCALE_FLOOR or recent == [True] * SKIPS_IN_A_ROW
+    return recent == [True] * SKIPS_IN_A_ROW
 
 
 def is_best(history: Sequence[Mapping[str, Any]], every: int) -> bool:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +27,10 @@ from ..machine import Stopped, StopRequests
 from ..model import SplatEnhancer
 from ..pairs import Sources, draw_pairs, trained_on
 from .autosave import Autosave
+from .memory import within_memory
 from .trainer import Trainer
+
+Drawn = tuple[Tensor, Tensor, Tensor]  # clean, regions and sample seeds
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def learning_rate_at(step: int, optim: OptimConfig) -> float:
     return optim.learning_rate * warm * (0.55 + 0.45 * math.cos(math.pi * done))
 
 
-def training_batch(config: Config, drawn: tuple[Tensor, Tensor, Tensor],
+def training_batch(config: Config, drawn: Drawn,
                    device: torch.device | str, sources: Sources | None = None,
                    ) -> tuple[Tensor, Tensor, Tensor]:
     """Clean and degraded images (B, 3, H, W) in [0, 1] and the skip mask (B,) of a batch.
@@ -90,6 +94,7 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
         ValueError: the folder holds a run with settings or faces that cannot be mixed with these.
         RuntimeError: another process trains in this folder, or another machine took over on Drive.
         FloatingPointError: losses or gradients are not finite any more.
+        torch.OutOfMemoryError: a step does not fit in the GPU's memory, recomputed or not.
         OSError: the last state could not be saved.
     """
     device, optim = next(model.parameters()).device, config.optim
@@ -97,30 +102,48 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
             trainer, batches, autosave, stop):
         while trainer.step < optim.steps and not stop.asked:
             autosave.before_step()
-            started, terms = time.perf_counter(), Counter()
+            started = time.perf_counter()
             rate = learning_rate_at(trainer.step + 1, optim)
             for group in trainer.optimiser.param_groups:
                 group["lr"] = rate * group["factor"]
 
-            first = trainer.step * optim.accumulate
-            for number in range(first, first + optim.accumulate):
-                clean, degraded, skip_mask = training_batch(config, next(batches), device,
-                                                            sources)
-                repair = model(degraded, skip_mask, parts=True)
-                losses = loss(repair.decoded, clean, choice=repair.choice(degraded),
-                              view_seed=config.run.seed + number)
-                trainer.backward(losses["total"])
-                terms.update({name: value.detach() for name, value in losses.items()})
+            drawn = [next(batches) for _ in range(optim.accumulate)]
+            means = within_memory(partial(add_gradients, trainer, loss, drawn, sources), trainer)
             norm, skipped = trainer.update()
 
             seconds = time.perf_counter() - started
-            means = {name: float(total) / optim.accumulate for name, total in terms.items()}
             images = optim.batch * optim.accumulate
             record = Record(trainer.step, means, rate, norm, skipped, seconds, images / seconds,
                             _peak_gib(device))
             trainer.history.append(asdict(record))
             autosave.after_step()
             yield record
+
+
+def add_gradients(trainer: Trainer, loss: EnhancerLoss, drawn: Sequence[Drawn],
+                  sources: Sources | None = None) -> dict[str, float]:
+    """Pass a step's batches forward and back; its gradients are then in the trainer.
+
+    Args:
+        trainer: of the run, with the model.
+        loss: on the model's device.
+        drawn: the step's batches, from `draw_batch`.
+        sources: of pairs that are not drawn, from `prepare_pairs`.
+
+    Returns:
+        The losses by term, the mean of all batches.
+    """
+    config, model = trainer.config, trainer.model
+    device, terms = next(model.parameters()).device, Counter()
+    for number, batch in enumerate(drawn, start=trainer.step * len(drawn)):
+        clean, degraded, skip_mask = training_batch(config, batch, device, sources)
+        repair = model(degraded, skip_mask, parts=True)
+        losses = loss(repair.decoded, clean, choice=repair.choice(degraded),
+                      view_seed=config.run.seed + number)
+        trainer.backward(losses["total"])
+        terms.update({name: value.detach() for name, value in losses.items()})
+    sums = torch.stack([*terms.values()]).tolist()  # the GPU is waited for once
+    return {name: total / len(drawn) for name, total in zip(terms, sums, strict=True)}
 
 
 @contextmanager
@@ -140,10 +163,6 @@ def _session(config: Config, model: SplatEnhancer, faces: Faces, folder: Path, d
                                   workers=workers)) as batches:
             try:
                 yield trainer, batches, autosave, stop
-            except torch.OutOfMemoryError as error:
-                error.add_note("Set optim.memory to 'lean', or halve optim.batch and double "
-                               "optim.accumulate: the run goes on either way.")
-                raise
             finally:
                 autosave.finish()
         if stop.asked:

@@ -13,6 +13,7 @@ from ..config import Config
 from ..model import SplatEnhancer
 
 MASK_FACTOR = 12.0  # on the learning rate of the repair mask: small, and made from nothing
+SCALE_GROWS_AFTER = 50  # steps without a skip; torch's 2,000 are more than a whole run of `t4`
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
 
@@ -30,19 +31,21 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.notes: list[dict[str, Any]] = []
         self.working = model.trainable()
-        for p in self.working.values():
-            p.grad = None  # a step that broke off leaves its gradient in the model
         self.masters = {name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
                         for name, p in self.working.items()}
+        device = next(iter(self.working.values())).device
         groups = {factor: [p for name, p in self.masters.items() if factor == _factor(name)]
                   for factor in (1.0, MASK_FACTOR)}
         self.optimiser = torch.optim.AdamW(
             [{"params": params, "factor": factor} for factor, params in groups.items() if params],
-            lr=config.optim.learning_rate, weight_decay=config.optim.weight_decay)
-        device = next(iter(self.working.values())).device.type
+            lr=config.optim.learning_rate, weight_decay=config.optim.weight_decay,
+            foreach=True if device.type == "cuda" else None)  # few launches for all tensors
+        self.halves = {name: p for name, p in self.working.items() if p is not self.masters[name]}
         half = any(p.dtype == torch.float16 for p in self.working.values())
-        self.scaler = torch.amp.GradScaler(device, enabled=half)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=half,
+                                           growth_interval=SCALE_GROWS_AFTER)
         self.loss = torch.zeros((), device=device)  # of the step so far
+        self.drop_gradients()  # a step that broke off leaves its own in the model
 
     @property
     def whole(self) -> bool:
@@ -73,7 +76,8 @@ class Trainer:
                 moments = {k: saved.tensors[f"{k}/{name}"].to(p.device, copy=True)
                            for k in MOMENTS}
                 self.optimiser.state[p] = {"step": saved.tensors["updates"].clone()} | moments
-        self.scaler.load_state_dict(saved.loss_scale or self.scaler.state_dict())
+        scale = {k: v for k, v in saved.loss_scale.items() if k in ("scale", "_growth_tracker")}
+        self.scaler.load_state_dict(self.scaler.state_dict() | scale)  # its pace is today's
         self.step, self.history, self.notes = saved.step, list(saved.history), list(saved.notes)
 
     def backward(self, loss: Tensor) -> None:
@@ -84,10 +88,7 @@ class Trainer:
         share = loss / self.config.optim.accumulate
         self.scaler.scale(share).backward()
         self.loss = self.loss + share.detach()
-        for name, p in self.working.items():
-            if (master := self.masters[name]) is not p:
-                gradient, p.grad = p.grad.float(), None
-                master.grad = gradient if master.grad is None else master.grad + gradient
+        self._move_gradients()
 
     def update(self) -> tuple[float, bool]:
         """Unscale, clip and step with the gradients there are, unless something is not finite.
@@ -96,23 +97,43 @@ class Trainer:
             The gradient's norm, and whether the step was skipped.
         """
         self.scaler.unscale_(self.optimiser)  # once, after the last batch
-        norm = float(torch.nn.utils.clip_grad_norm_(self.masters.values(),
-                                                    self.config.optim.clip_norm))
-        finite = math.isfinite(norm) and math.isfinite(float(self.loss))
+        length = torch.nn.utils.clip_grad_norm_(self.masters.values(),
+                                                self.config.optim.clip_norm)
+        norm, loss = torch.stack([length, self.loss]).tolist()  # the GPU is waited for once
+        finite = math.isfinite(norm) and math.isfinite(loss)
         self.step += 1
         if finite:
-            self.scaler.step(self.optimiser)
+            self.optimiser.step()  # the scaler's own `step` would only ask once more
         self.scaler.update()
         self._refresh_working()
-        self.optimiser.zero_grad()
-        self.loss = torch.zeros_like(self.loss)
+        self.drop_gradients()
         return norm, not finite
+
+    def drop_gradients(self) -> None:
+        """Begin the step anew: what its batches have added so far is forgotten."""
+        for p in (*self.masters.values(), *self.halves.values()):
+            p.grad = None
+        self.loss = torch.zeros_like(self.loss)
+
+    @torch.no_grad()
+    def _move_gradients(self) -> None:
+        """From half-precision working copies to their masters, in few launches for all."""
+        moved = {name: p for name, p in self.halves.items() if p.grad is not None}
+        if not moved:
+            return
+        owners = [self.masters[name] for name in moved]
+        gradients = [torch.empty_like(master) for master in owners]
+        torch._foreach_copy_(gradients, [p.grad for p in moved.values()])
+        if owners[0].grad is not None:
+            torch._foreach_add_(gradients, [master.grad for master in owners])
+        for master, p, gradient in zip(owners, moved.values(), gradients, strict=True):
+            master.grad, p.grad = gradient, None
 
     @torch.no_grad()
     def _refresh_working(self) -> None:
-        for name, p in self.working.items():
-            if p is not self.masters[name]:
-                p.copy_(self.masters[name])
+        if self.halves:
+            torch._foreach_copy_([*self.halves.values()],
+                                 [self.masters[name] for name in self.halves])
 
 
 def _factor(name: str) -> float:

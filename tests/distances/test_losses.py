@@ -14,7 +14,13 @@ from helpers.config import LossConfig
 from helpers.distances import losses
 from helpers.distances.detail import detail
 from helpers.distances.losses import EnhancerLoss, mask_loss
-from helpers.distances.perceptual import gram_distance, gram_matrix, load_lpips, vgg_distances
+from helpers.distances.perceptual import (
+    gram_distance,
+    gram_matrix,
+    load_lpips,
+    unit_vectors,
+    vgg_distances,
+)
 
 REAL_LPIPS = Path(__file__).parents[3] / "shared" / "lpips"
 CONFIG = LossConfig(l1=3.0, lpips=0.7, gram=5.0, clip=0.2, vgg="random")
@@ -181,6 +187,22 @@ def test_gradient_is_finite_where_every_feature_is_zero(loss, images):
     flat = ((1 + loss.lpips.scaling_layer.shift) / 2).expand_as(images[0]).clone().requires_grad_()
     loss(flat, images[1])["total"].backward()
     assert flat.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 65536.0])
+def test_the_direction_of_a_zero_vector_has_a_finite_gradient(scale):
+    """Of one pixel of one tap there is nothing: the package's root has no slope there."""
+    noise = torch.Generator().manual_seed(0)
+    features, others = torch.rand(2, 2, 8, 4, 4, generator=noise).half()
+    features[:, :, 1, 2] = 0
+    features.requires_grad_()
+    difference = unit_vectors(features.float()) - unit_vectors(others.float())
+    (scale * difference.square().mean()).backward()
+    assert features.grad.isfinite().all() and features.grad[:, :, 1, 2].abs().sum() > 0
+    theirs = features.detach().float().requires_grad_()
+    lpips.normalize_tensor(theirs).square().sum().backward()
+    assert not theirs.grad.isfinite().all()  # it can fail
+    assert torch.equal(unit_vectors(theirs), lpips.normalize_tensor(theirs))
 
 
 def test_gram_matches_its_formula_and_does_not_mix_samples():

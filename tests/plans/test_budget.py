@@ -82,7 +82,7 @@ def test_batch_2_at_512_px_needs_at_most_10_5_gib_and_6_with_lean_memory(peak_gi
     ("lean", 39.4, True), ("full", 11.0, False)])
 def test_the_plan_takes_full_memory_where_it_fits(asked, gpu_gib, lean):
     plan = budget.plan_memory(T4.with_({"optim.memory": asked}), dtype=torch.float16,
-                              gpu_gib=gpu_gib)
+                              free_gib=gpu_gib)
     assert plan.lean == lean and (plan.expected_gib < 6) == lean
     assert f"{plan.expected_gib:.2f}" in str(plan) and ("lean" in str(plan)) == lean
 
@@ -90,8 +90,8 @@ def test_the_plan_takes_full_memory_where_it_fits(asked, gpu_gib, lean):
 @pytest.mark.parametrize(("asked", "gpu_gib", "remedy"), [
     ("auto", 4.0, "data.size_px$"), ("full", 8.0, "optim.memory to 'lean'$")])
 def test_a_step_that_cannot_fit_is_refused_before_training(asked, gpu_gib, remedy):
-    with pytest.raises(ValueError, match=rf"memory of the GPU: expected .*got.*batch.*{remedy}"):
-        budget.plan_memory(T4.with_({"optim.memory": asked}), dtype=torch.float16, gpu_gib=gpu_gib)
+    with pytest.raises(ValueError, match=rf"free memory of the GPU: .*got.*batch.*{remedy}"):
+        budget.plan_memory(T4.with_({"optim.memory": asked}), dtype=torch.float16, free_gib=gpu_gib)
 
 
 def test_the_peak_grows_with_batch_size_dtype_and_clip(peak_gib):

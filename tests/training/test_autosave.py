@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import threading
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 from filelock import FileLock
 
 from helpers.checkpoints import checkpoint as checkpoints
@@ -102,11 +105,28 @@ def test_a_run_that_learns_nothing_stops_and_leaves_the_good_state(config, build
     assert [line.split()[1] for line in lines] == ["6", "7", "9", "13", "21"]
 
 
-def test_a_loss_scale_below_1_is_a_collapse(config, build):
-    trainer = Trainer(config, build()[0].half())
-    assert not has_collapsed(trainer)
-    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 0.5})
-    assert has_collapsed(trainer)
+def test_17_isolated_bad_steps_in_1000_end_nothing_and_the_loss_scale_recovers(config, build):
+    trainer = Trainer(config, build(torch.float16)[0])
+    first, bad = trainer.scaler.get_scale(), set(range(55, 1_000, 56))
+    assert len(bad) == 17
+    for step in range(1_000):
+        weights = torch.stack([p.float().sum() for p in trainer.working.values()]).sum()
+        trainer.backward(weights * (math.nan if step in bad else 1e-9))
+        _, skipped = trainer.update()
+        assert skipped == (step in bad)
+        trainer.history.append({"skipped": skipped})
+        assert not has_collapsed(trainer)
+    assert trainer.scaler.get_scale() >= first
+
+
+def test_a_run_saved_with_torchs_slow_loss_scale_recovers_too(config, build):
+    trainer = Trainer(config, build(torch.float16)[0])
+    saved = trainer.checkpoint()
+    slow = {"scale": 8.0, "growth_interval": 2_000, "_growth_tracker": 49}
+    trainer.restore(replace(saved, loss_scale=saved.loss_scale | slow))
+    assert trainer.scaler.get_scale() == 8.0
+    trainer.backward(1e-9 * next(iter(trainer.working.values())).float().sum())
+    assert not trainer.update()[1] and trainer.scaler.get_scale() == 16.0
 
 
 def test_a_second_training_of_the_folder_is_refused(config, build, faces, tmp_path):
