@@ -18,6 +18,7 @@ from ..faces import REGIONS
 from ..splats import FIELD_SIZE, Draws
 from ..splats.filters import (
     blur,
+    constant,
     feather,
     gradient,
     join,
@@ -38,7 +39,19 @@ BLUR = (0.012, 0.004, 0.008, 0.010, 0.008, 0.003)  # Gaussian width at amount 1,
 SMEAR = (0.0, 0.0, 0.7, 0.3, 0.7, 0.8)  # weight at amount 1 of the smear along edges and strands
 DETAIL_SIZE = 256  # masks, smears and blotches are computed at about this side; nobody sees it
 
-Amounts = Mapping[str, Tensor]
+
+class Amounts(dict[str, Tensor]):
+    """The amounts of a batch by name, each (B, 1, 1, 1) in [0, 1] on the image's device.
+
+    Args:
+        known: the same on the CPU, each (B,); kept, for what is decided without asking a GPU.
+        device: of the image.
+    """
+
+    def __init__(self, known: Mapping[str, Tensor], device: torch.device | str) -> None:
+        there = torch.stack([*known.values()]).to(device)  # all in one upload
+        super().__init__(zip(known, there[..., None, None, None], strict=True))
+        self.known = known
 
 
 def blur_regions(image: Tensor, regions: Tensor, amounts: Amounts, draws: Draws) -> Tensor:
@@ -50,11 +63,13 @@ def blur_regions(image: Tensor, regions: Tensor, amounts: Amounts, draws: Draws)
     coarse = regions[:, ::factor, ::factor]
     own = torch.cat([amounts[name] for name in REGIONS], 1).flatten(1)  # (B, regions)
     patches = vary(coarse, amounts["variation"], draws)
-    width, weight = (feather(patches * _look_up(own * own.new_tensor(full), coarse))
+    width, weight = (feather(patches * _look_up(own * constant(full, own), coarse))
                      for full in (BLUR, SMEAR))
     smeared = resize(smear(resize(image, coarse.shape[1:]), length=0.04), size)
     smeared = mix_into(smeared, image, resize(weight.clamp_(max=1), size))
-    return blur(smeared, resize(width * short_side(image), size))
+    widest = max(full * float(amounts.known[name].max())
+                 for name, full in zip(REGIONS, BLUR, strict=True))
+    return blur(smeared, resize(width * short_side(image), size), widest * short_side(image))
 
 
 def vary(regions: Tensor, contrast: Tensor, draws: Draws) -> Tensor:
@@ -122,14 +137,15 @@ def desaturate(image: Tensor, regions: Tensor, amounts: Amounts, draws: Draws) -
 
 def blur_all(image: Tensor, regions: Tensor, amounts: Amounts, draws: Draws) -> Tensor:
     """Blur the whole picture evenly."""
-    return blur(image, 0.006 * short_side(image) * amounts["blur"])
+    full = 0.006 * short_side(image)
+    return blur(image, full * amounts["blur"], full * float(amounts.known["blur"].max()))
 
 
 def lose_resolution(image: Tensor, regions: Tensor, amounts: Amounts, draws: Draws) -> Tensor:
     """Shrink the picture, to 96 pixels or half its side at amount 1, and interpolate it back."""
     size, side = image.shape[2:], short_side(image)
     least = min(96, side / 2) / side
-    scales = [least ** amount for amount in amounts["downscale"].flatten().tolist()]
+    scales = [least ** amount for amount in amounts.known["downscale"].tolist()]
     small = [[max(1, round(length * scale)) for length in size] for scale in scales]
     return join([resize(resize(own, few), size)
                  for own, few in zip(image.split(1), small, strict=True)])
@@ -153,7 +169,7 @@ def add_ghost(image: Tensor, regions: Tensor, amounts: Amounts, draws: Draws) ->
     """A translucent second contour beside strong edges and the silhouette."""
     size = image.shape[2:]
     offsets = [polar((0.018 + 0.02 * reach) * short_side(image), angle)
-               for angle, reach in draws.uniform(2).tolist()]
+               for angle, reach in draws.numbers(2)]
     offsets = [(dy if dy or dx else 1, dx) for dy, dx in offsets]
     silhouette = gradient((regions[:, None] > 0).float())
     edges = gradient(luma(image)).mul_(4).add_(silhouette, alpha=2)

@@ -88,8 +88,9 @@ def degrade_batch(image: Tensor, regions: Tensor, amounts: Tensor, variation: fl
 
     Shapes as there, amounts on the CPU. Where no sample has any amount, it returns `image` itself.
     """
+    named = _named(amounts, variation, image.device)
     for stage in STAGES:
-        image = _apply(stage, image, regions, amounts, variation, seeds)
+        image = _apply(stage, image, regions, named, seeds)
     return image
 
 
@@ -155,12 +156,13 @@ class Preview:
         The pictures are kept for the next call: look at them, but do not change them.
         """
         amounts, image = _scaled(settings, 1), self.clean
+        named = _named(amounts, settings.variation, image.device)
         for place, stage in enumerate(STAGES):
             cause = _cause(stage, amounts, settings.variation, seed)
             if self._causes[place:place + 1] != [cause]:
                 del self._causes[place:], self._pictures[place:]
                 self._pictures.append(
-                    _apply(stage, image, self.regions, amounts, settings.variation, [seed]))
+                    _apply(stage, image, self.regions, named, [seed]))
                 self._causes.append(cause)
             image = self._pictures[place]
         names = [stage.name for stage in STAGES]
@@ -168,21 +170,23 @@ class Preview:
                 "degraded": image}
 
 
-def _apply(stage: Stage, image: Tensor, regions: Tensor, amounts: Tensor, variation: float,
+def _named(amounts: Tensor, variation: float, device: torch.device) -> effects.Amounts:
+    columns = dict(zip(AMOUNTS, amounts.unbind(1), strict=True))
+    return effects.Amounts(columns | {"variation": torch.full((len(amounts),), variation)}, device)
+
+
+def _apply(stage: Stage, image: Tensor, regions: Tensor, amounts: effects.Amounts,
            seeds: Sequence[int]) -> Tensor:
-    own = _amounts_of(stage, amounts)
-    used = (own > 0).any(1)
+    used = torch.stack([amounts.known[name] > 0 for name in stage.amounts]).any(0)
     if not used.any():
         return image
-    named = {name: column.view(-1, 1, 1, 1)
-             for name, column in zip(stage.amounts, own.to(image.device).unbind(1), strict=True)}
-    named["variation"] = image.new_full((len(image), 1, 1, 1), variation)
-    changed = stage.apply(image, regions, named, Draws(seeds, stage.name, image.device))
+    changed = stage.apply(image, regions, amounts, Draws(seeds, stage.name, image.device))
     if changed.data_ptr() != image.data_ptr():  # what has not been computed needs no clamp
         changed.clamp_(0, 1)
     if used.all():
         return changed
-    return torch.where(used.to(image.device).view(-1, 1, 1, 1), changed, image)
+    used = torch.cat([amounts[name] > 0 for name in stage.amounts], 1).any(1, keepdim=True)
+    return torch.where(used, changed, image)
 
 
 def _cause(stage: Stage, amounts: Tensor, variation: float, seed: int) -> tuple | None:
@@ -206,7 +210,7 @@ def _check_clean(clean: Tensor, regions: Tensor) -> None:
     _expect(regions.shape == (len(clean), *clean.shape[2:]) and regions.device == clean.device,
             "regions", f"{(len(clean), *clean.shape[2:])} on {clean.device}", regions,
             "pass one map per image, of its size")
-    low, high = (bound.item() for bound in clean.aminmax())
+    low, high = torch.stack(clean.aminmax()).tolist()
     _expect(low >= 0 and high <= 1, "clean", "finite values in [0, 1]", f"[{low:g}, {high:g}]",
             "divide bytes by 255")
 
@@ -216,8 +220,9 @@ def _check_regions(regions: Tensor, seeds: Tensor) -> None:
             "regions", "uint8 (B, H, W)", regions, "use data.py's region maps")
     _expect(seeds.shape == regions.shape[:1] and seeds.dtype == torch.int64,
             "seeds", f"int64 ({len(regions)},)", seeds, "pass one seed per image")
-    _expect(int(regions.max()) < len(REGIONS), "regions", f"values 0 to {len(REGIONS) - 1}",
-            int(regions.max()), "map the parser's labels by name")
+    most = int(regions.max())
+    _expect(most < len(REGIONS), "regions", f"values 0 to {len(REGIONS) - 1}", most,
+            "map the parser's labels by name")
 
 
 def _expect(right: bool, name: str, expected: str, got: object, remedy: str) -> None:

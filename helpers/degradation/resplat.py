@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..splats import GRID, LIMIT, Draws, Gaussians, describe, rasterise, sample_at
-from ..splats.filters import resize
+from ..splats.filters import constant, resize
 from .effects import Amounts
 
 DEFECTS = ("sparsity", "oversize", "needles", "holes", "floaters", "translucency", "doubling",
@@ -41,14 +41,14 @@ def resplat(image: Tensor, regions: Tensor, amounts: Amounts, draws: Draws) -> T
     """
     size = image.shape[2:]
     share = {name: amounts[name].flatten(1) for name in DEFECTS}
-    found = start = describe(image, gaussian_count(share["sparsity"][:, 0]), draws)
+    found = start = describe(image, gaussian_count(amounts.known["sparsity"]), draws)
     ground = _Ground(image, regions, amounts, draws)
     for damage in (enlarge, miscolor, thin, lose, stretch, misplace, double):
         found = damage(found, share, ground, draws)
     backdrop, veil = ground.backdrop(size)
     drawn, _ = rasterise(found.splats(*size), *size, background=backdrop.lerp(ground.matte, veil))
-    kept = (1 - 2 * torch.maximum(amounts["sparsity"], amounts["oversize"])).clamp(min=0)
-    if kept.any():
+    if (torch.maximum(amounts.known["sparsity"], amounts.known["oversize"]) < 0.5).any():
+        kept = (1 - 2 * torch.maximum(amounts["sparsity"], amounts["oversize"])).clamp(min=0)
         plain, _ = rasterise(start.splats(*size), *size, background=backdrop)
         drawn += kept * (1 - veil) * (image - plain)
     return drawn
@@ -86,7 +86,7 @@ class _Ground:
         # One colour (B, 3, 1, 1): of `MATTES`, or the mean of the photograph's own background.
         outside = 1 - resize(self.inside, (16, 16)) + 1e-3
         mean = (self.coarse * outside).sum((2, 3)) / outside.sum((2, 3))
-        mattes = dice.new_tensor(MATTES).expand(len(dice), -1, -1)
+        mattes = constant(MATTES, dice).expand(len(dice), -1, -1)
         mattes = torch.cat([mattes, mean[:, None]], 1)
         chosen = (dice * mattes.shape[1]).long().expand(-1, 1, 3)
         return mattes.gather(1, chosen)[:, 0, :, None, None]

@@ -151,7 +151,7 @@ def perturb(values: Fit, recipe: Recipe, draws: Draws) -> None:
 def _start(image: Tensor, recipe: Recipe, draws: Draws) -> tuple[Fit, Tensor]:
     """A poor description: misplaced, of uneven size, greyish, translucent, in no order of depth."""
     count = recipe.gaussians
-    drawn = describe(image, torch.tensor([count], device=image.device), draws)
+    drawn = describe(image, torch.tensor([count]), draws)
     anywhere = 2 * draws.uniform(count, 2) - 1
     stray = draws.uniform(count, 1) < recipe.strays
     spread = math.log(recipe.spread) + 0.5 * draws.normal(count, 1)

@@ -31,6 +31,10 @@ class Draws:
         """Numbers (B, *shape) in [0, 1)."""
         return self._draw(torch.rand, shape)
 
+    def numbers(self, count: int) -> list[list[float]]:
+        """What `uniform` would draw, as numbers: they need not go to the device and back."""
+        return self._drawn(torch.rand, (count,)).tolist()
+
     def normal(self, *shape: int) -> Tensor:
         """Numbers (B, *shape) of mean 0 and deviation 1."""
         return self._draw(torch.randn, shape)
@@ -43,7 +47,10 @@ class Draws:
         return fine.view(-1, channels, *size)
 
     def _draw(self, kind: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
-        return torch.stack([kind(shape, generator=own) for own in self._generators]).to(self.device)
+        return self._drawn(kind, shape).to(self.device)
+
+    def _drawn(self, kind: Callable[..., Tensor], shape: Sequence[int]) -> Tensor:
+        return torch.stack([kind(shape, generator=own) for own in self._generators])
 
 
 def _generator(seed: int, stage: str) -> Generator:

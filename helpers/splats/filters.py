@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 STRANDS_SIZE = 64  # the side on which the directions of edges are averaged
+
+
+def constant(values: tuple, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A small tensor of fixed numbers, of the device (and dtype) of another: uploaded once."""
+    return _constant(values, dtype or like.dtype, like.device)
+
+
+@cache
+def _constant(values: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # whoever asked first, gradients may pass by it later
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def short_side(image: Tensor) -> int:
@@ -101,7 +113,7 @@ def feather(mask: Tensor) -> Tensor:
     return _sum_box(mask, radius).div_(_sum_box(torch.ones_like(mask[:1, :1]), radius))
 
 
-def blur(image: Tensor, sigma_px: Tensor) -> Tensor:
+def blur(image: Tensor, sigma_px: Tensor, most_px: float | None = None) -> Tensor:
     """Blur each pixel by a width of its own, in the manner of a Gaussian.
 
     A pyramid, collapsed: any width costs the same, and no sharp picture shines through. Halving and
@@ -110,14 +122,17 @@ def blur(image: Tensor, sigma_px: Tensor) -> Tensor:
     Args:
         image: (B, C, H, W).
         sigma_px: (B, 1, H, W), or (B, 1, 1, 1) for one width all over.
+        most_px: what no width exceeds, if that is known; else a GPU is waited for.
     """
+    most_px = float(sigma_px.max()) if most_px is None else 1.001 * most_px  # rounding
     variance = sigma_px.square()
-    return _collapse(image, variance.mul_(3 / 0.9).add_(1).log2_().mul_(0.5))
+    return _collapse(image, variance.mul_(3 / 0.9).add_(1).log2_().mul_(0.5),
+                     0.5 * math.log2(3 / 0.9 * most_px**2 + 1))
 
 
 def smear(image: Tensor, length: float) -> Tensor:
     """Average along edges and strands, as long Gaussians do; the length a share of half a side."""
-    shares = torch.tensor([-1, -0.67, -0.33, 0.33, 0.67, 1], device=image.device)
+    shares = constant((-1.0, -0.67, -0.33, 0.33, 0.67, 1.0), image)
     step = strands(luma(image)) * length
     place = pixel_grid(image.shape[2:], image.device) + shares.view(-1, 1, 1, 1, 1) * step
     copies = image.expand(len(shares), *image.shape).flatten(0, 1)  # sampled at once, in parallel
@@ -138,14 +153,14 @@ def strands(grey: Tensor) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()], 1)
 
 
-def _collapse(image: Tensor, octaves: Tensor) -> Tensor:
-    if octaves.amax() <= 0 or short_side(image) < 2:
+def _collapse(image: Tensor, octaves: Tensor, most: float) -> Tensor:
+    if most <= 0 or short_side(image) < 2:
         return image
     half = [math.ceil(length / 2) for length in image.shape[2:]]
     rest = (octaves - 1).clamp_(min=0)
     if octaves.shape[2:] == image.shape[2:]:
         rest = resize(rest, half)
-    coarse = _collapse(resize(image, half), rest)
+    coarse = _collapse(resize(image, half), rest, most - 1)
     return mix_into(resize(coarse, image.shape[2:]), image, octaves.clamp(max=1))
 
 

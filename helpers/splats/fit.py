@@ -144,7 +144,7 @@ def _start(image: Tensor, count: int, seeds: list[int]) -> tuple[Fit, Tensor]:
     """What is learned, name → (B, N, ...), lengths as logarithms and opacities as logits."""
     draws = Draws(seeds, "fit", image.device)
     with torch.no_grad():
-        drawn = describe(image, torch.full((len(image),), count, device=image.device), draws)
+        drawn = describe(image, torch.full((len(image),), count), draws)
         grey = image.mean((2, 3))[:, None].expand_as(drawn.colors)
         spacing = 0.4 * drawn.lengths.log().mean(-1, keepdim=True).exp()
         values = {

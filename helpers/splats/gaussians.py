@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .draws import Draws
-from .filters import luma, resize
+from .filters import constant, luma, resize
 from .rasteriser import LOW_PASS_PX2, Splats
 
 GRID = 128  # detail and orientation are looked at on this grid
@@ -46,7 +46,7 @@ class Gaussians:
 
     def splats(self, height_px: int, width_px: int) -> Splats:
         """The same on a pixel grid, none thinner than a pixel."""
-        size = self.places.new_tensor([width_px, height_px])
+        size = constant((width_px, height_px), self.places)
         cos, sin = self.angles.cos(), self.angles.sin()
         axes = torch.stack([cos, sin, -sin, cos], -1).unflatten(-1, (2, 2))  # rows: long, short
         axes = axes * (self.lengths * math.sqrt(height_px * width_px))[..., None]
@@ -62,20 +62,20 @@ def describe(image: Tensor, counts: Tensor, draws: Draws) -> Gaussians:
 
     Args:
         image: (B, 3, H, W) in [0, 1].
-        counts: int64 (B,), how many each picture gets, 1 to `LIMIT`.
+        counts: int64 (B,) on the CPU, how many each picture gets, 1 to `LIMIT`.
         draws: seeded numbers; the same are used up whatever the counts.
 
     Returns:
         As many as the largest count; those beyond a picture's own count have opacity 0.
     """
     most = int(counts.max())
-    nth = torch.arange(most, device=image.device)
+    counts, nth = counts.to(image.device), torch.arange(most, device=image.device)
     tensor = _structure(image)
     magnitude = tensor[:, :1].clamp(min=0).sqrt()
     density = magnitude + FLOOR * magnitude.mean((2, 3), keepdim=True) + 1e-6
     density = density / density.mean((2, 3), keepdim=True)
     start, jitter = draws.uniform(2)[:, None], draws.uniform(LIMIT, 2)[:, :most]
-    shares = (nth[:, None] * nth.new_tensor(EVEN, dtype=torch.float64) + start).remainder(1)
+    shares = (nth[:, None] * constant(EVEN, nth, torch.float64) + start).remainder(1)
     ground = nth % 8 == 0  # every eighth is large, and lies evenly behind the others
     places = torch.where(ground[:, None], 2 * shares.float() - 1,
                          _draw_places(density, shares[..., 0], jitter))

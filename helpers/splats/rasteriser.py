@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, pad, threshold
 
+from .filters import constant
+
 MIN_ALPHA = 1 / 255  # below this a contribution is left out, as in 3D Gaussian Splatting
 MAX_ALPHA = 0.99  # no Gaussian is ever fully opaque, so gradients reach what lies behind
 LOW_PASS_PX2 = 0.3  # variance added to every projected Gaussian: none is thinner than a pixel
@@ -175,7 +177,7 @@ def _exponents(splats: Splats) -> Tensor:
     terms = torch.stack([to_x * x + to_y * y, -2 * to_x, -2 * to_y, xx, 2 * xy, yy], 1)
     peak = torch.log2(splats.opacities.double())
     terms = pad(peak[:, None], (0, 5)) - 0.5 / math.log(2) * terms
-    return torch.cat([terms.new_tensor([[-math.inf, 0, 0, 0, 0, 0]]), terms])
+    return torch.cat([constant(((-math.inf, 0, 0, 0, 0, 0),), terms), terms])
 
 
 @torch.no_grad()
@@ -227,9 +229,10 @@ def _tile_groups(owner: Tensor, tile: Tensor, count: int,
     """
     tile, by_tile = torch.sort(tile, stable=True)  # stable: depth order survives inside a tile
     owner = pad(owner.index_select(0, by_tile) + 1, (0, 1))
-    counts = torch.bincount(tile, minlength=count)
+    starts = torch.searchsorted(tile, torch.arange(count + 1, device=tile.device))
+    starts, counts = starts[:-1], starts.diff()
     order = torch.argsort(counts, descending=True)
-    starts, sizes, at = counts.cumsum(0) - counts, counts[order].tolist(), 0
+    sizes, at = counts[order].tolist(), 0
     while at < count:
         group = order[at:at + max(1, limit // (sizes[at] + 1))]
         slot = torch.arange(-1, sizes[at], device=tile.device)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers.degradation.effects import Amounts
 from helpers.degradation.resplat import DEFECTS, FEWEST, gaussian_count, resplat
 from helpers.splats.draws import Draws
 from helpers.splats.gaussians import LIMIT, describe, sample_at
@@ -22,7 +23,8 @@ def make_face(count=1, side=96):
 
 
 def amounts(count=1, **chosen):
-    return {name: torch.full((count, 1, 1, 1), float(chosen.get(name, 0))) for name in DEFECTS}
+    return Amounts({name: torch.full((count,), float(chosen.get(name, 0))) for name in DEFECTS},
+                   "cpu")
 
 
 def draws(*seeds):
