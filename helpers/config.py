@@ -178,7 +178,7 @@ class RunConfig:
     seed: int = 0  # all that is random in step n follows from this and n
     save_every_steps: int = 100  # a crash costs at most the steps since the last save
     save_every_s: int = 300  # and at most this many seconds of them
-    loader_workers: int = 0  # processes that read faces ahead of the training; 0: none
+    loader_workers: int = 0  # processes that read faces ahead; 1 where a GPU would wait for them
     preview_every_steps: int = 25  # steps between two pictures of the live display
 
     def __post_init__(self) -> None:
@@ -273,6 +273,7 @@ _SD_TURBO_RUN: dict[str, Any] = {
     "model.base": SD_TURBO, "model.mask": True,
     # Rendered pairs are of procedural heads, 128 pixels wide: here there are photographs
     "pairs.drawn": 0.5, "pairs.fitted": 0.5, "pairs.rendered": 0.0,
+    "run.loader_workers": 1,  # a GPU would wait for the faces
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {

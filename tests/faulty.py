@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
 BY_PATH = ("replace", "rename", "link", "stat", "unlink", "mkdir", "scandir", "listdir", "open")
 
 
@@ -148,3 +151,13 @@ def _opener(faults: Faults) -> Callable:
         return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, errors, newline)
 
     return opener
+
+
+def without_weight(folder: Path, name: str) -> None:
+    """Take one tensor out of a saved network's file, as an older or foreign one may lack it."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        texts = file.metadata()
+    del tensors[name]
+    save_file(tensors, path, texts)

@@ -18,7 +18,7 @@ from helpers.config import ASSETS, SD_TURBO, TINY_BASE
 from helpers.distances.losses import CLIP_NAME
 from helpers.faces.avatars import render_avatar
 from helpers.faces.regions import CELEBA_MASK_LABELS, FACE_PARSER
-from helpers.faces.sources import CELEBA_HQ
+from helpers.faces.stream import CELEBA_HQ
 
 from .hub import Repository
 
@@ -45,12 +45,15 @@ def sd_turbo() -> Repository:
 
 
 def celeba_hq() -> Repository:
-    """Parquet shards of both splits; each image is as large as a small photograph."""
+    """Parquet shards of both splits, each sorted by label as the published ones seem to be; an
+    image is as large as a small photograph."""
     faces = [_jpeg(seed) for seed in range(2)]
     counts = {"train-00000-of-00002": 3 * GROUP_ROWS, "train-00001-of-00002": GROUP_ROWS,
               "validation-00000-of-00001": 20}
-    files = {f"data/{name}-{'0123456789abcdef'}.parquet": _shard(faces, count, seed)
-             for seed, (name, count) in enumerate(counts.items())}
+    women = {"train-00000-of-00002": 256, "validation-00000-of-00001": 13}  # first, 64 %
+    files = {f"data/{name}-{'0123456789abcdef'}.parquet": _shard(
+        faces, [row >= women.get(name, 0) for row in range(count)], seed)
+        for seed, (name, count) in enumerate(counts.items())}
     return Repository(files | {"README.md": b"---\nlicense: other\n---\n# CelebA-HQ\n"})
 
 
@@ -93,13 +96,13 @@ def _jpeg(seed: int) -> bytes:
     return file.getvalue()
 
 
-def _shard(faces: list[bytes], count: int, seed: int) -> bytes:
+def _shard(faces: list[bytes], labels: list[bool], seed: int) -> bytes:
     dice = np.random.default_rng(seed)  # after its end marker a JPEG may hold anything
     images = [face + dice.bytes(IMAGE_BYTES - len(face))
-              for face in (faces[row % len(faces)] for row in range(count))]
+              for face in (faces[row % len(faces)] for row in range(len(labels)))]
     rows = datasets.Dataset.from_dict(
         {"image": [{"bytes": image, "path": None} for image in images],
-         "label": [row % 2 for row in range(count)]},
+         "label": [int(label) for label in labels]},
         features=datasets.Features({"image": datasets.Image(),
                                     "label": datasets.ClassLabel(names=["female", "male"])}))
     file = BytesIO()

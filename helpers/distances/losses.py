@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from ..config import LossConfig
 from ..errors import refused
-from ..storage import TRANSFORMERS_WEIGHTS, fetch, loading_quietly
+from ..storage import TRANSFORMERS_WEIGHTS, fetch, load_whole
 from .detail import detail, window_mean
 from .perceptual import VGG_NAMES, load_lpips, load_or_explain, vgg_distances
 from .stlpips import load_stlpips
@@ -149,9 +149,7 @@ def load_clip(name: str = CLIP_NAME) -> nn.Module:
     from transformers import CLIPVisionModelWithProjection  # slow import, needed by this term only
 
     def load() -> nn.Module:
-        folder = fetch(name, *CLIP_FILES)
-        with loading_quietly():
-            return CLIPVisionModelWithProjection.from_pretrained(folder)
+        return load_whole(CLIPVisionModelWithProjection, fetch(name, *CLIP_FILES), name)
 
     model = load_or_explain(load, f"CLIP '{name}'", "set loss.clip to 0")
     return model.requires_grad_(False).eval()

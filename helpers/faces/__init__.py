@@ -9,12 +9,13 @@ from .data import Faces, draw_batch, from_pngs, load_batches, prepare, to_png, t
 from .head import Cloud
 from .regions import FACE_PARSER, PARSER_FILES, REGIONS
 from .sources import (
-    CELEBA_HQ,
     IMAGE_ERRORS,
     TEST_SHARE,
     derive_number,
+    enlarged,
     has_masks,
     left_out,
+    note_size,
     own_file,
     read_image,
     readable,
@@ -22,3 +23,4 @@ from .sources import (
     store_name,
 )
 from .store import PartialStore, as_prepared, read_contents
+from .stream import CELEBA_HQ

@@ -24,15 +24,16 @@ from ..storage import keep, make_once
 from .regions import FaceParser
 from .sources import (
     IMAGE_ERRORS,
-    Row,
     Sample,
     derive_number,
     draw_samples,
+    enlarged,
     left_out,
     store_name,
     too_few,
 )
 from .store import GROUP, PartialStore, as_prepared, read_contents
+from .stream import Row
 
 Parser = Callable[[Tensor], Tensor]  # (B, 3, H, W) in [0, 1] -> regions (B, H, W) uint8
 
@@ -43,11 +44,14 @@ class Faces:
     Attributes:
         train, test: `datasets.Dataset` with columns key, image, regions (PNG bytes), split.
         skipped: the images left out, each with the reason.
+        labels: of the photographs, where the source has some: name and how many.
+        small: how many photographs were enlarged.
         trained_on: names the training faces and their order, on every machine alike.
     """
 
     def __init__(self, store: Path) -> None:
-        self.store, self.skipped = store, read_contents(store)
+        self.store, told = store, read_contents(store)
+        self.skipped, self.labels, self.small = told.skipped, told.labels, told.small
         rows = datasets.load_from_disk(str(store))
         split = np.array(list(rows["split"]))
         self.train = rows.select(np.flatnonzero(split == "train"))
@@ -56,6 +60,10 @@ class Faces:
 
     def __len__(self) -> int:
         return len(self.train) + len(self.test)
+
+    def __str__(self) -> str:
+        kinds = "".join(f", {count} {label}" for label, count in sorted(self.labels.items()))
+        return f"{len(self.train)} faces to train on, {len(self.test)} held out{kinds}"
 
     def load(self, split: str, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Decode some faces.
@@ -107,6 +115,8 @@ def prepare(config: DataConfig, folder: Path, *, device: torch.device | str = "c
     keep(store, drive)
     if faces.skipped:
         print(f"data: {left_out(faces.skipped)}")
+    if faces.small:
+        print(f"data: {enlarged(faces.small, config.size_px)}")
     return faces
 
 

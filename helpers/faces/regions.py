@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import refused
-from ..storage import HUB_ERRORS, TRANSFORMERS_WEIGHTS, fetch, loading_quietly, out_of_reach
+from ..storage import HUB_ERRORS, TRANSFORMERS_WEIGHTS, fetch, load_whole, out_of_reach
 
 REGIONS = ("background", "skin", "eyes", "nose", "mouth", "hair")  # the values of a region map
 BACKGROUND, SKIN, EYES, NOSE, MOUTH, HAIR = range(len(REGIONS))
@@ -54,6 +54,7 @@ class FaceParser:
 
     Raises:
         RuntimeError: it could not be loaded.
+        ValueError: it lacks weights.
     """
 
     def __init__(self, name: str = FACE_PARSER, *, device: torch.device | str = "cpu") -> None:
@@ -62,8 +63,7 @@ class FaceParser:
         try:
             # By class: older checkpoints name a SegformerFeatureExtractor that Auto rejects
             self.processor = SegformerImageProcessor.from_pretrained(folder)
-            with loading_quietly():
-                model = SegformerForSemanticSegmentation.from_pretrained(folder)
+            model = load_whole(SegformerForSemanticSegmentation, folder, name)
         except HUB_ERRORS as error:
             raise out_of_reach(name, error) from error
         self.model = model.to(device).eval()

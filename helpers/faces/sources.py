@@ -4,47 +4,31 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..config import DataConfig
 from ..errors import refused
-from ..storage import HUB_ERRORS, loading_quietly, out_of_reach, passes
 from .regions import CELEBA_MASK_LABELS, FACE_PARSER, region_lookup
+from .stream import CELEBA_HQ, ORDER, Place, Row, rows_from
 
-CELEBA_HQ = "mattymchen/celeba-hq"
 AVATARS = "685f4f37"  # their version: other pictures want another (tests/faces/test_avatars.py)
 FIRST_TEST_AVATAR = 1_000_000  # avatar seeds from here on are never trained on
 TEST_SHARE = 1 / 8  # of a stream's images: held out whether or not they are asked for
 SMALLEST_SIDE_PX = 64
-HUB_TRIES = 5  # 30 s of waiting in all
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # PIL would run Ghostscript on an EPS
 STORE_FORMAT = 2  # raised whenever what stands in a store's folder changes
 GONE = (errno.EIO, errno.ENOTCONN, errno.ETIMEDOUT)  # Drive, not the image
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # PIL raises all
 
-Row = Mapping[str, Any]
 Sample = tuple[str, str, Image.Image, Image.Image | None]  # key, split, image, regions if known
-
-
-@dataclass
-class Place:
-    """How far a source has been read: where an interrupted preparation goes on."""
-
-    done: dict[str, str] = field(default_factory=dict)  # the faces that are kept: key and split
-    skipped: dict[str, str] = field(default_factory=dict)  # the images left out: name and reason
-    rows: int = 0  # taken from a stream
-    bookmark: dict[str, Any] | None = None  # the stream's own, after these rows
 
 
 def draw_samples(config: DataConfig, seed: int, place: Place,
@@ -74,7 +58,7 @@ def store_name(config: DataConfig, seed: int) -> str:
     """Name what a config draws; the name differs whenever the faces would."""
     label, version = config.source, AVATARS
     if config.source == "celeba-hq":
-        version = _digest(CELEBA_HQ, FACE_PARSER)
+        version = _digest(CELEBA_HQ, FACE_PARSER, ORDER)
     elif config.source != "avatars":
         files, masks = _photo_files(config.source)
         paths = [*files, *(sorted(masks.glob("*.png")) if masks else ())]
@@ -105,6 +89,17 @@ def left_out(skipped: Mapping[str, str]) -> str:
     named = named if named.isprintable() else ascii(named)  # a file's name can be anything
     more = f"; … and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     return f"{len(skipped)} left out: {named}{more}"
+
+
+def note_size(image: Image.Image, size_px: int, place: Place) -> None:
+    """Count a photograph that is about to be enlarged."""
+    place.small += min(image.size) < size_px
+
+
+def enlarged(small: int, size_px: int, noun: str = "photographs") -> str:
+    """Say how many were smaller than what is trained on, and what that means."""
+    return (f"{small} {noun} smaller than {size_px} px were enlarged: what is learned from them is "
+            "soft; use larger ones, or lower data.size_px")
 
 
 def derive_number(*parts: int | str) -> int:
@@ -152,16 +147,20 @@ def _streamed(rows: Iterable[Row] | None, config: DataConfig, seed: int,
     """The first rows that fill both splits; place in the stream and seed decide a row's split."""
     wanted = {"train": config.train_images, "test": config.test_images}
     enough = 100 + 2 * int(max(wanted["train"] / (1 - TEST_SHARE), wanted["test"] / TEST_SHARE))
-    left, stream = Counter(wanted) - Counter(place.done.values()), _persistent(rows, place)
+    left, stream = Counter(wanted) - Counter(place.done.values()), rows_from(rows, place)
     while left.total() and place.rows < enough and (row := next(stream, None)) is not None:
         if "image" not in row:
             raise refused(CELEBA_HQ, "a column 'image'", sorted(row),
                           "choose another source or the 'demo' preset")
-        key = f"celeba-hq-{place.rows - 1:05d}"
+        key = f"celeba-hq-{ORDER}-{place.rows - 1:05d}"  # in another order it was another face
         split = "test" if _share(seed, key) < TEST_SHARE else "train"
         cell = row["image"]  # PIL's image, or a dict of its bytes and path: never read from there
         cell = cell.get("bytes") if isinstance(cell, Mapping) else cell
         if left[split] and (image := readable(key, place, read_image, cell)):
+            note_size(image, config.size_px, place)
+            if "label" in row:
+                name = str(row["label"])
+                place.labels[name] = place.labels.get(name, 0) + 1
             yield key, split, square(image, config.size_px), None
             left[split] -= 1
 
@@ -183,7 +182,7 @@ def _photographs(config: DataConfig, seed: int, place: Place) -> Iterator[Sample
             if path.name in place.done:
                 left -= 1
             elif path.name not in place.skipped and (found := readable(
-                    path.name, place, _read_photo, path, masks, config.size_px)):
+                    path.name, place, _read_photo, path, masks, config.size_px, place)):
                 left -= 1
                 yield path.name, split, *found
 
@@ -209,10 +208,11 @@ def _photo_files(source: str) -> tuple[list[Path], Path | None]:
     return files, masks if masks.is_dir() else None
 
 
-def _read_photo(path: Path, masks: Path | None,
-                size_px: int) -> tuple[Image.Image, Image.Image | None]:
+def _read_photo(path: Path, masks: Path | None, size_px: int,
+                place: Place) -> tuple[Image.Image, Image.Image | None]:
     image = read_image(own_file(path))
     if masks is None:
+        note_size(image, size_px, place)
         return square(image, size_px), None
     mask = own_file(masks / f"{path.stem}.png")
     ids = np.array(_opened(mask.read_bytes()))  # (H, W), unconverted
@@ -221,6 +221,7 @@ def _read_photo(path: Path, masks: Path | None,
     if abs(ids.shape[1] / ids.shape[0] - image.width / image.height) > 0.01:
         raise ValueError(f"expected a mask in its proportions {image.size}, got {ids.shape[::-1]}")
     regions = region_lookup(dict(enumerate(CELEBA_MASK_LABELS))).numpy()[ids]
+    note_size(image, size_px, place)
     return (square(image, size_px),
             square(Image.fromarray(regions), size_px, Image.Resampling.NEAREST))
 
@@ -253,52 +254,6 @@ def square(image: Image.Image, size_px: int,
             resample: Image.Resampling = Image.Resampling.LANCZOS) -> Image.Image:
     """Cut the square in the middle out of a picture, and scale it to `size_px`."""
     return ImageOps.fit(image, (size_px, size_px), method=resample)
-
-
-def _persistent(rows: Iterable[Row] | None, place: Place) -> Iterator[Row]:
-    """Go on where a connection error stopped the rows; give up after five without a row."""
-    failures = 0
-    while True:
-        try:
-            for row in _rows_after(place, _hub_stream() if rows is None else rows):
-                failures = 0
-                yield row
-            return
-        except HUB_ERRORS as error:
-            failures += 1
-            if failures == HUB_TRIES or not passes(error):
-                raise out_of_reach(f"row {place.rows} of {CELEBA_HQ}", error) from error
-            print(f"data: {CELEBA_HQ} broke off after {place.rows} rows "
-                  f"({type(error).__name__}: {error}); trying again in {2**failures} s")
-            time.sleep(2**failures)
-
-
-def _rows_after(place: Place, stream: Iterable[Row]) -> Iterator[Row]:
-    """The rows that follow a place, which moves along.
-
-    With its bookmark a hub's stream loads again no more than the two parts of a file (some 100
-    rows each) where it stopped; without one, or with that of another release, all before.
-    """
-    marked, skip = isinstance(stream, datasets.IterableDataset), place.rows
-    if marked and place.bookmark and place.bookmark["release"] == datasets.__version__:
-        stream.load_state_dict(place.bookmark["state"])
-        skip = 0
-    for row in islice(stream, skip, None):
-        place.rows += 1
-        if marked:
-            place.bookmark = {"release": datasets.__version__, "state": stream.state_dict()}
-        yield row
-
-
-def _hub_stream() -> Iterable[Row]:
-    """CelebA-HQ, about 0.1 MB a face; only the parts of files that are taken are downloaded."""
-    with loading_quietly():
-        stream = datasets.load_dataset(CELEBA_HQ, split="train", streaming=True)
-    if hasattr(stream, "reshard"):  # since datasets 4.6: parts of files can be passed over
-        stream = stream.reshard()
-    if "image" in (stream.features or {}):  # kept encoded: a broken image then has a name
-        stream = stream.cast_column("image", datasets.Image(decode=False))
-    return stream
 
 
 def _share(seed: int, key: str) -> float:

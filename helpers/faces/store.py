@@ -14,10 +14,11 @@ import datasets
 import pyarrow as pa
 
 from ..storage import UNREADABLE, damage_named, digest, list_digests, refuse_changed, write_whole
-from .sources import Place, Row
+from .stream import Place, Row
 
 GROUP = 4  # faces that are parsed and kept together: an interruption costs fewer than these
 CONTENTS = "prepared.json"  # what was left out, and the SHA-256 of every other file of a store
+TOLD = ("skipped", "labels", "small")  # of a source; older stores have the first only
 COLUMNS = ("image", "regions")  # PNG bytes; beside them stand a face's key and split
 
 
@@ -94,7 +95,8 @@ class PartialStore:
             with _without_bars():  # there is one for the faces already
                 datasets.concatenate_datasets(groups).save_to_disk(faces)
             del groups  # Windows deletes no file that is mapped
-            contents = {"skipped": self.place.skipped, "sha256": list_digests(faces)}
+            told = {name: getattr(self.place, name) for name in TOLD}
+            contents = told | {"sha256": list_digests(faces)}
             write_whole(faces / CONTENTS, json.dumps(contents, indent=2).encode())
             faces.replace(self.store)
         self.discard()
@@ -117,11 +119,11 @@ class PartialStore:
                           ) from error
 
 
-def read_contents(store: Path) -> dict[str, str]:
+def read_contents(store: Path) -> Place:
     """Check every byte of a store against what was written.
 
     Returns:
-        What was left out: name and reason.
+        What is told of its source: the images left out, labels, how many were small.
 
     Raises:
         ValueError: a file is missing or was changed; it says what to do.
@@ -129,7 +131,7 @@ def read_contents(store: Path) -> dict[str, str]:
     with as_prepared(store):
         contents = json.loads((store / CONTENTS).read_bytes())
         refuse_changed(store, contents["sha256"])
-        return dict(contents["skipped"])
+        return Place(**{name: contents[name] for name in TOLD if name in contents})
 
 
 def as_prepared(store: Path, where: str = "", kinds: tuple[type[Exception], ...] = UNREADABLE,

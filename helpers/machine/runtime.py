@@ -18,6 +18,7 @@ from .memory import GIB, avoid_fragments
 from .packages import installed_version
 
 T4_MIN_GIB = 12.0  # what the "t4" preset needs, with room to spare (a T4 shows 14.6)
+# What people set anywhere to reach Kaggle, as they do KAGGLEHUB_…
 KAGGLE_CREDENTIALS = {"KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_CONFIG_DIR"}
 HOMES = {"colab": Path("/content/splat_enhancer"), "kaggle": Path("/kaggle/working"),
          "local": Path(__file__).resolve().parents[2]}
@@ -97,7 +98,7 @@ def report(runtime: Runtime, preset: str, reason: str) -> str:
 
 def _place() -> Literal["colab", "kaggle", "local"]:
     # Kaggle first: its images set COLAB_RELEASE_TAG as well
-    if any(name.startswith("KAGGLE") for name in set(os.environ) - KAGGLE_CREDENTIALS):
+    if any(name.startswith("KAGGLE_") for name in set(os.environ) - KAGGLE_CREDENTIALS):
         return "kaggle"
     return "colab" if "COLAB_RELEASE_TAG" in os.environ else "local"
 

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..config import ASSETS, TINY_BASE
 from ..errors import refused
-from ..storage import fetch, loading_quietly, within, write_whole
+from ..storage import fetch, load_whole, within, write_whole
 
 WEIGHTS = ("*.fp16.safetensors", "*.safetensors")  # half the bytes first
 PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")  # in the order of use
@@ -93,13 +93,8 @@ def load_network(kind: type, base: str, part: str, **options: Any) -> Any:
     """
     folder = _base_folder(base, part)
     variant = "fp16" if any(folder.glob("*.fp16.safetensors")) else None
-    with loading_quietly():
-        network, report = kind.from_pretrained(folder, variant=variant, use_safetensors=True,
-                                               output_loading_info=True, **options)
-    if report["missing_keys"]:  # they would be random
-        raise refused(f"{part} of {base}", "all its weights", f"none for "
-                      f"{sorted(report['missing_keys'])[:3]}", "use another base or newer packages")
-    return network
+    return load_whole(kind, folder, f"{part} of {base}", variant=variant, use_safetensors=True,
+                      **options)
 
 
 def read_alpha_bar(base: str, timestep: int) -> float:

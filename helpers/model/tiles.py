@@ -86,6 +86,19 @@ def place_tiles(length_px: int, tile_px: int, overlap_px: int, multiple: int,
     return side * multiple, [start * multiple for start in starts]
 
 
+def tiled_pixels(height_px: int, width_px: int, **options: int) -> tuple[int, int]:
+    """How many tiles `enhance_tiled` makes of a picture, and how many pixels all of them have.
+
+    Args:
+        options: `tile_px`, `overlap_px` and `multiple` of `place_tiles`.
+    """
+    multiple = options["multiple"]
+    down, across = (place_tiles(side + -side % multiple, **options)
+                    for side in (height_px, width_px))
+    tiles = len(down[1]) * len(across[1])
+    return tiles, tiles * down[0] * across[0]
+
+
 def _cut(length_px: int, side_px: int, starts: list[int], *, ramp_px: int) -> list[Piece]:
     """One piece per tile along an axis; at each pixel their weights sum to 1."""
     pixels = torch.arange(length_px, dtype=torch.float64) + 0.5

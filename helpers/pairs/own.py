@@ -23,8 +23,10 @@ from ..faces import (
     PartialStore,
     as_prepared,
     derive_number,
+    enlarged,
     from_pngs,
     left_out,
+    note_size,
     own_file,
     read_contents,
     read_image,
@@ -55,6 +57,7 @@ class OwnPairs:
     Attributes:
         train, held_out: rows of the folder, in order.
         skipped: the files left out, each with the reason.
+        small: how many pairs were enlarged.
         trained_on: names the training pairs, on every machine alike.
 
     Raises:
@@ -64,7 +67,8 @@ class OwnPairs:
     kind = "own"
 
     def __init__(self, store: Path, held_out_share: float) -> None:
-        self.store, self.skipped = store, read_contents(store)
+        self.store, told = store, read_contents(store)
+        self.skipped, self.small = told.skipped, told.small
         self.rows = datasets.load_from_disk(str(store))
         self.photos = photos = [hashlib.sha256(png).hexdigest() for png in self.rows["clean"]]
         held = _held_out(set(photos), held_out_share)
@@ -131,6 +135,8 @@ def prepare_own(settings: PairsConfig, size_px: int, folder: Path, *, drive: Pat
     keep(store, drive)
     if pairs.skipped:
         print(f"own pairs: {left_out(pairs.skipped)}")
+    if pairs.small:
+        print(f"own pairs: {enlarged(pairs.small, size_px, 'pairs')}")
     return pairs
 
 
@@ -199,6 +205,7 @@ def _read(files: Files, partial: PartialStore, size_px: int,
         if render.size != photo.size:
             misfits[name] = f"render {_size(render)}, photo {_size(photo)}"
             continue
+        note_size(photo, size_px, partial.place)
         yield {"key": name, "degraded": to_png(square(render, size_px)),
                "clean": to_png(square(photo, size_px)), "split": "own"}
 

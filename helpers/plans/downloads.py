@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import torch
 import torchvision
 
@@ -17,7 +19,9 @@ from ..storage import DEMO, Wanted, is_cached, is_kept, is_silence, missing_byte
 
 LINK_BYTES_PER_S = 50e6  # of a hosted notebook; a slow link at home has a tenth
 IMAGE_BYTES = 98_000  # of one face of CelebA-HQ, on average: 2.76 GB of 28,000 and 2,000
-READ_AHEAD_IMAGES = 100  # a part of a file is read whole
+FILES, PART_IMAGES = 6, 100  # it is read from all of its files in turn, each in whole parts
+# Of each file, beyond its parts; more by `datasets` before 4.6, as tests/storage/test_hub.py counts
+READ_AHEAD_BYTES = (5 if hasattr(datasets.IterableDataset, "reshard") else 37) * 2**20
 TEXT_PARTS = ("tokenizer", "text_encoder")
 
 
@@ -73,7 +77,8 @@ def plan_downloads(config: Config, *, faces: Path, caches: Sequence[Path | None]
             silence = error if is_silence(error) else silence
             sizes[name] = 0 if is_cached(name, *wanted) else str(error)
     if streams:
-        sizes[f"{CELEBA_HQ} (about)"] = streamed_images(config) * IMAGE_BYTES
+        sizes[f"{CELEBA_HQ} (about)"] = (
+            streamed_images(config) * IMAGE_BYTES + FILES * READ_AHEAD_BYTES)
     missing = {name: size for name, size in sizes.items() if size}
     if missing and silence:
         raise out_of_reach(f"{', '.join(missing)} for preset {config.preset!r}", silence,
@@ -82,9 +87,9 @@ def plan_downloads(config: Config, *, faces: Path, caches: Sequence[Path | None]
 
 
 def streamed_images(config: Config) -> int:
-    """How many images of the stream are expected to be read until both splits are filled."""
+    """How many images of the stream are expected to be loaded until both splits are filled."""
     wanted = max(config.data.train_images / (1 - TEST_SHARE), config.data.test_images / TEST_SHARE)
-    return round(wanted) + READ_AHEAD_IMAGES
+    return FILES * PART_IMAGES * math.ceil(wanted / FILES / PART_IMAGES)
 
 
 def _repositories(config: Config, caches: Sequence[Path | None],

@@ -17,6 +17,7 @@ from .snapshots import (
     fetch,
     is_cached,
     is_silence,
+    load_whole,
     loading_quietly,
     missing_bytes,
     out_of_reach,

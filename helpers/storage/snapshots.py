@@ -129,6 +129,26 @@ def loading_quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def load_whole(kind: type, folder: Path, what: str, **options: Any) -> Any:
+    """Load a network of diffusers or transformers, and refuse one that lacks a weight.
+
+    Args:
+        kind: its class.
+        folder: its files.
+        what: its name, for the error.
+        options: for `from_pretrained`.
+
+    Raises:
+        ValueError: weights are missing; they would be random.
+    """
+    with loading_quietly():
+        network, report = kind.from_pretrained(folder, output_loading_info=True, **options)
+    if missing := sorted(report["missing_keys"]):
+        raise refused(what, "all its weights", f"none for {missing[:3]}",
+                      "use another one or newer packages")
+    return network
+
+
 def out_of_reach(what: str, error: BaseException, instead: str = DEMO) -> RuntimeError:
     """The error of something that the hub did not give: what came, and what helps against it."""
     return RuntimeError(f"hub: expected to load {what}, got {_reason(error)}; "

@@ -21,6 +21,7 @@ from helpers.distances.perceptual import (
     unit_vectors,
     vgg_distances,
 )
+from tests.faulty import without_weight
 
 REAL_LPIPS = Path(__file__).parents[3] / "shared" / "lpips"
 CONFIG = LossConfig(l1=3.0, lpips=0.7, gram=5.0, clip=0.2, vgg="random")
@@ -35,6 +36,14 @@ def loss(tmp_path_factory: pytest.TempPathFactory) -> EnhancerLoss:
         torch.manual_seed(0)
         CLIPVisionModelWithProjection(tiny).save_pretrained(folder)
     return EnhancerLoss(CONFIG, device="cpu", clip_name=str(folder))
+
+
+def test_clip_without_one_of_its_weights_is_refused(loss, tmp_path):
+    loss.clip.save_pretrained(tmp_path)
+    assert losses.load_clip(str(tmp_path)).config.image_size == 32
+    without_weight(tmp_path, "visual_projection.weight")
+    with pytest.raises(RuntimeError, match=r"all its weights, got .*visual_projection.*loss\.clip"):
+        losses.load_clip(str(tmp_path))
 
 
 @pytest.fixture

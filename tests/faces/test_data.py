@@ -17,6 +17,7 @@ from PIL import Image
 
 from helpers.config import DataConfig
 from helpers.faces import data, read_image, sources
+from helpers.faces.regions import FACE_PARSER
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "faces"
 
@@ -77,6 +78,32 @@ def test_no_image_changes_sides_when_the_counts_grow(tmp_path, photos, source):
     assert runs[0].test["key"][:] == runs[2].test["key"][:] == runs[3].test["key"][:1]
 
 
+@pytest.mark.parametrize("source", ["celeba-hq", "photos"])
+def test_small_photographs_are_counted_and_told_once_prepared_or_opened(tmp_path, photos, capsys,
+                                                                        source):
+    config = DataConfig(source=str(photos) if source == "photos" else source, size_px=128,
+                        train_images=3, test_images=1)
+    large = photo(1, side=128)
+    rows = [{"image": large if n % 2 else photo(n)} for n in range(60)]
+    for file in [f"{n}.png" for n in range(4)]:
+        large.save(photos / file)
+    for _ in range(2):
+        faces = data.prepare(config, tmp_path / "store", parse=background, progress=None, rows=rows)
+        keys = (*faces.train["key"], *faces.test["key"])
+        sizes = [read_image(photos / key).width if source == "photos" else
+                 rows[int(key[-5:])]["image"].width for key in keys]
+        assert faces.small == sum(side < 128 for side in sizes) > 0
+        assert f"{faces.small} photographs smaller than 128 px were enlarged" \
+            in capsys.readouterr().out
+
+
+def test_faces_in_the_order_of_files_are_told_from_mixed_ones(tmp_path):
+    faces = prepare(tmp_path)
+    assert all(key.startswith("celeba-hq-mixed-") for key in faces.train["key"])
+    assert not faces.store.name.endswith(sources._digest("mattymchen/celeba-hq", FACE_PARSER))
+    assert str(faces) == "4 faces to train on, 2 held out, 6 0"  # its rows name no label
+
+
 def test_avatars_hold_out_identities(tmp_path, monkeypatch):
     def render_avatar(seed, size_px):
         shade = torch.full((3, size_px, size_px), seed % 7 / 7)
@@ -135,7 +162,7 @@ def test_unreadable_images_are_named_and_left_out(tmp_path, photos, capsys):
 @pytest.mark.parametrize(("options", "error", "message"), [
     ({"rows": [{"img": photo()}]}, ValueError, r"column 'image', got \['img'\]"),
     ({"rows": stream(3)}, ValueError, "expected 4 training and 2 test"),
-    ({"rows": [{"image": {"bytes": b""}}] * 9}, ValueError, "9 left out: celeba-hq-00000"),
+    ({"rows": [{"image": {"bytes": b""}}] * 9}, ValueError, "9 left out: celeba-hq-mixed-00000"),
     ({"source": "nowhere"}, ValueError, "folder of images, got 'nowhere'"),
     ({"source": "."}, ValueError, "expected .jpg, .png or .webp"),
     ({"parse": lambda _: 1 / 0}, ZeroDivisionError, "division"),
@@ -208,7 +235,7 @@ def test_what_was_left_out_is_one_line_whatever_the_names():
                                   {"bytes": None, "path": str(SHARED)}, {"bytes": POSTSCRIPT}])
 def test_a_hubs_cell_is_read_from_its_own_bytes_only(tmp_path, cell):
     faces = prepare(tmp_path, rows=[{"image": cell}, *stream()])
-    assert list(faces.skipped) == ["celeba-hq-00000"] and len(faces) == 6
+    assert list(faces.skipped) == ["celeba-hq-mixed-00000"] and len(faces) == 6
 
 
 def test_every_kind_of_image_becomes_upright_rgb_on_white():

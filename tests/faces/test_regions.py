@@ -8,6 +8,7 @@ import torch
 from helpers.config import DegradeConfig
 from helpers.faces import regions
 from helpers.faces.regions import CELEBA_MASK_LABELS, REGIONS, FaceParser, region_lookup
+from tests.faulty import without_weight
 
 LABELS = dict(enumerate(CELEBA_MASK_LABELS))
 OTHER_ORDER = dict(enumerate([  # an earlier revision of the published parser
@@ -42,5 +43,8 @@ def test_parser_maps_a_segformer_by_label_name(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({  # the class is the published
         "image_processor_type": "SegformerFeatureExtractor", "size": {"height": 64, "width": 64}}))
     found = FaceParser(str(tmp_path))(torch.rand(2, 3, 96, 96))
+    without_weight(tmp_path, "decode_head.classifier.bias")
+    with pytest.raises(ValueError, match=r"expected all its weights, got .*classifier\.bias"):
+        FaceParser(str(tmp_path))
     assert found.shape == (2, 96, 96) and found.dtype == torch.uint8
     assert found.unique().tolist() == [2]

@@ -22,7 +22,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from helpers.config import DataConfig
-from helpers.faces import avatars, data, sources, store
+from helpers.faces import avatars, data, store
+from helpers.faces import stream as hub_stream
 
 SOURCES = ("avatars", "celeba-hq", "photos")
 SPAWN = multiprocessing.get_context("spawn")
@@ -104,7 +105,7 @@ class Slowly:
         avatars.render_avatar = self.render  # in a process of its own
         os.fsync = slow_fsync
         if source == "celeba-hq":
-            sources.CELEBA_HQ = str(folder.parents[1] / "hub")
+            hub_stream.CELEBA_HQ = str(folder.parents[1] / "hub")
         if source == "photos":
             source = folder.parents[1]
         return data.prepare(settings(source), folder, progress=None, parse=self.parse)
@@ -247,8 +248,8 @@ def test_progress_and_the_names_of_what_was_left_out_go_on_after_an_interruption
     shown = StringIO()
     faces = prepare(tmp_path, parse=Parser(), progress=partial(tqdm, file=shown, mininterval=0))
     assert " 8/16 " in shown.getvalue() and " 16/16 " in shown.getvalue()
-    assert " 7/16 " not in shown.getvalue() and "celeba-hq-00000" in faces.skipped
-    assert "data: 3 left out: celeba-hq-00000: not an image; " in capsys.readouterr().out
+    assert " 7/16 " not in shown.getvalue() and "celeba-hq-mixed-00000" in faces.skipped
+    assert "data: 3 left out: celeba-hq-mixed-00000: not an image; " in capsys.readouterr().out
     assert data.Faces(faces.store).skipped == faces.skipped
 
 
@@ -340,14 +341,14 @@ def test_rows_that_were_taken_from_the_hub_are_not_loaded_again(tmp_path, link):
     first, link.fetched = link.fetched, 0
     from_link(tmp_path / "broken", Parser())
     assert contents(only_store(tmp_path / "broken")) == contents(calm.store)
-    part = 4 * 13_000  # `datasets` keeps the bookmark of the part before
-    assert whole > 6 * part and first + link.fetched <= whole + 2 * part
+    part = 4 * 13_000  # of each file `datasets` keeps the bookmark of the part before
+    assert whole > 6 * part and first + link.fetched <= whole + 2 * 3 * part
 
 
 def test_a_link_that_breaks_is_taken_up_again_after_announced_waits(tmp_path, link, monkeypatch,
                                                                    capsys):
     waits = []
-    monkeypatch.setattr(sources.time, "sleep", waits.append)
+    monkeypatch.setattr(hub_stream.time, "sleep", waits.append)
     calm = from_link(tmp_path / "calm", Parser())
     requests, link.requests = link.requests, 0
     capsys.readouterr()

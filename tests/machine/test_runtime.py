@@ -24,6 +24,8 @@ COLAB_T4 = replace(LOCAL, place="colab", gpu="Tesla T4", gpu_gib=14.6)
     ({"COLAB_RELEASE_TAG": "r"}, "colab"),
     ({"COLAB_RELEASE_TAG": "r", "KAGGLE_KERNEL_RUN_TYPE": "Interactive"}, "kaggle"),
     ({"COLAB_RELEASE_TAG": "r", "KAGGLE_USERNAME": "someone", "KAGGLE_KEY": "key"}, "colab"),
+    ({"COLAB_RELEASE_TAG": "r", "KAGGLEHUB_CACHE": "/root/.cache", "KAGGLEHUB_VERBOSITY": "info"},
+     "colab"),
 ])
 def test_place_follows_from_the_environment(monkeypatch, variables, place):
     for name in [n for n in os.environ if n.startswith(("KAGGLE", "COLAB"))]:

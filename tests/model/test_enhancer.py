@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,16 @@ def test_merged_equals_unmerged_and_leaves_the_weights_bit_equal(model):
             assert (model(IMAGES) - unmerged).abs().max() < 1e-5
         assert torch.equal(model(IMAGES), unmerged)
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize(("size", "merges"), [((1, 64, 64), 0), ((8, 512, 512), 0),
+                                              ((1, 800, 512), 0), ((1, 1024, 1024), 1)])
+def test_lora_is_merged_only_for_a_picture_in_many_tiles(model, monkeypatch, size, merges):
+    calls, (count, *sides) = [], size
+    monkeypatch.setattr(type(model), "merged", lambda _: nullcontext(calls.append(1)))
+    monkeypatch.setattr(type(model), "forward", lambda _, images: images)
+    model.enhance(torch.zeros(count, 3, *sides))
+    assert len(calls) == merges
 
 
 @pytest.mark.parametrize(("images", "options"), [

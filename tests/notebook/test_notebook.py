@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
@@ -108,12 +113,101 @@ def test_tuned_damage_is_taken_over_and_given_up_again_in_any_order_of_cells(
 
 def setup_cell(notebook, repository=""):
     given = f'REPOSITORY = "{repository}"'
-    return cell_of(notebook, "Find the helpers").replace('REPOSITORY = ""', given)
+    return "\n".join(cell_of(notebook, title) for title in (
+        "Find where", "Find the helpers", "Clone the helpers")).replace('REPOSITORY = ""', given)
 
 
-def run_setup(source: str, folder: Path):
+def run_setup(source: str, folder: Path, **variables: str):
     return subprocess.run([sys.executable, "-c", source], cwd=folder, capture_output=True,
-                          text=True)
+                          text=True, env=os.environ | variables)
+
+
+@pytest.fixture
+def origin(tmp_path):
+    """A repository with helpers that say on which branch they are: main, or a/try."""
+    place = tmp_path / "origin"
+    (place / "helpers").mkdir(parents=True)
+    git = ["git", "-C", str(place), "-c", "user.name=n", "-c", "user.email=e@e"]
+    subprocess.run([*git, "init", "-q", "-b", "main"], check=True)
+    for branch in ("main", "a/try"):
+        (place / "helpers" / "config.py").write_text(f"# {branch}")
+        (place / "helpers" / "beside.py").write_text("")
+        new = ["checkout", "-qb", branch] if branch != "main" else ["status", "-s"]
+        for command in (new, ["add", "."], ["commit", "-qm", branch]):
+            subprocess.run([*git, *command], check=True, capture_output=True)
+    subprocess.run([*git, "checkout", "-q", "main"], check=True)
+    return place
+
+
+@pytest.fixture
+def sessions(tmp_path, origin):
+    """Colab's server: what it says of the open notebook, and the variables that lead there.
+
+    Its address on GitHub leads git to a folder on this machine.
+    """
+    said = [b""]
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/api/sessions" else 404)
+            self.end_headers()
+            self.wfile.write(said[0])
+
+        def log_message(self, *_):
+            """Nothing on the terminal."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield said, {
+            "COLAB_JUPYTER_IP": "127.0.0.1", "KMP_TARGET_PORT": str(server.server_port),
+            "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_VALUE_0": "https://github.com/owner/splats",
+            "GIT_CONFIG_KEY_0": f"url.{origin.as_uri()}.insteadOf"}
+        server.shutdown()
+
+
+def opened_at(branch):
+    path = f"https%3A//github.com/owner/splats/blob/{branch}/{NOTEBOOK}"
+    return json.dumps([{"id": "1", "name": NOTEBOOK, "path": f"fileId={path}", "type": "notebook",
+                        "kernel": {"id": "2", "name": "python3"}}]).encode()
+
+
+@pytest.mark.parametrize("branch", ["main", "a/try"])
+def test_a_notebook_opened_from_github_clones_its_own_branch_with_nothing_typed(
+        notebook, sessions, tmp_path, branch):
+    said, variables = sessions
+    said[0] = opened_at(branch)
+    (place := tmp_path / "content").mkdir()
+    for _ in range(2):
+        done = run_setup(setup_cell(notebook), place, **variables)
+        assert done.returncode == 0, done.stderr
+    assert (place / "splat-enhancer" / "helpers" / "config.py").read_text() == f"# {branch}"
+    assert [path.name for path in place.iterdir()] == ["splat-enhancer"]
+
+
+@pytest.mark.parametrize("answer", [
+    b"", b"no JSON", b"[]", opened_at("main").replace(b"github", b"drive"), b"\xff\xfe"])
+def test_where_colab_is_silent_the_remedies_are_named(notebook, sessions, tmp_path, answer):
+    said, variables = sessions
+    said[0] = answer
+    (place := tmp_path / "content").mkdir()
+    done = run_setup(setup_cell(notebook), place, **variables)
+    assert done.returncode == 1 and "set REPOSITORY to its clone address" in done.stderr
+
+
+@pytest.mark.parametrize("loss", ["helpers/beside.py", "helpers/config.py", ".git"])
+def test_a_broken_clone_is_named_and_made_anew_and_what_was_there_is_kept(
+        notebook, origin, tmp_path, loss):
+    (place := tmp_path / "content").mkdir()
+    cell = setup_cell(notebook, origin.as_uri())
+    assert run_setup(cell, place).returncode == 0
+    clone, kept = place / "splat-enhancer", place / "splat-enhancer.broken"
+    (clone / "mine.txt").touch()
+    shutil.rmtree(clone / loss) if loss == ".git" else (clone / loss).unlink()
+    done = run_setup(cell, place)
+    assert done.returncode == 0, done.stderr
+    whole = loss == ".git"  # a folder that somebody copied there
+    assert ("is a broken clone" in done.stdout) != whole == (clone / "mine.txt").exists()
+    assert (clone / "helpers" / "beside.py").exists() and (kept / "mine.txt").exists() != whole
 
 
 def test_setup_without_helpers_names_the_two_remedies(notebook, tmp_path):
@@ -122,14 +216,8 @@ def test_setup_without_helpers_names_the_two_remedies(notebook, tmp_path):
     assert "set REPOSITORY" in done.stderr and "copy the folder" in done.stderr
 
 
-def test_setup_clones_the_repository_it_was_opened_from(notebook, tmp_path):
-    origin, place = tmp_path / "origin", tmp_path / "place"
-    (origin / "helpers").mkdir(parents=True)
-    place.mkdir()
-    (origin / "helpers" / "config.py").write_text("")
-    git = ["git", "-C", str(origin), "-c", "user.name=n", "-c", "user.email=e@e"]
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
-        subprocess.run([*git, *command], check=True)
+def test_setup_clones_the_repository_that_was_typed(notebook, origin, tmp_path):
+    (place := tmp_path / "place").mkdir()
     for _ in range(2):  # the second time it finds the clone
         done = run_setup(setup_cell(notebook, origin.as_uri()), place)
         assert done.returncode == 0, done.stderr

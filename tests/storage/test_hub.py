@@ -7,8 +7,10 @@ backbones come from another host, which stays out of reach here: `loss.vgg` is "
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
@@ -29,9 +31,9 @@ from helpers.__main__ import NOTEBOOK, ROOT, execute_notebook
 from helpers.config import SD_TURBO, TINY_BASE, preset
 from helpers.distances.losses import CLIP_NAME
 from helpers.evaluation.results import read_metrics
-from helpers.faces import sources
+from helpers.faces import stream
 from helpers.faces.regions import FACE_PARSER, FaceParser
-from helpers.faces.sources import CELEBA_HQ
+from helpers.faces.stream import CELEBA_HQ
 from helpers.model.base import load_network, part_files
 from helpers.model.enhancer import SplatEnhancer
 from helpers.model.exports import CARD, WEIGHTS, export, load
@@ -94,9 +96,14 @@ def parse(name: str) -> list[list[int]]:
 
 
 def read_rows(count: int) -> tuple[int, str]:
-    place = sources.Place()
-    rows = list(islice(sources._persistent(None, place), count))
+    place = stream.Place()
+    rows = list(islice(stream.rows_from(None, place), count))
     return len(rows), sorted(rows[0])
+
+
+def read_labels(count: int) -> tuple[int, dict[str, int]]:
+    labels = [row["label"] for row in islice(stream.rows_from(None, stream.Place()), count)]
+    return len(labels), dict(sorted(Counter(labels).items()))
 
 
 def plan(place: str, **changes: Any) -> downloads.Downloads:
@@ -236,12 +243,21 @@ def test_only_what_is_needed_is_fetched_and_nothing_twice(sessions, hub):
     assert not [line for line in lines if "commits" in line or "discussions" in line]
 
 
-def test_of_the_photographs_only_the_first_part_is_streamed(sessions):
+def test_of_the_photographs_only_the_first_part_of_each_file_is_streamed(sessions):
     _, ((sent, _), *_) = sessions
     shards = {file: count for file, count in sent.items() if file.endswith(".parquet")}
-    first, *others = (shards[file] for file in sorted(shards))
-    assert GROUP_ROWS * IMAGE_BYTES < first < GROUP_ROWS * IMAGE_BYTES + READ_AHEAD_BYTES + FOOTERS
-    assert sum(others) < FOOTERS and not any("validation" in file for file in shards)
+    part = GROUP_ROWS * IMAGE_BYTES
+    assert len(shards) == 2 and not any("validation" in file for file in shards)
+    assert all(part < count < part + READ_AHEAD_BYTES + FOOTERS for count in shards.values())
+
+
+def test_photographs_sorted_by_label_are_taken_of_all_labels_and_counted(sessions, ask):
+    executed = (sessions[0] / "out0" / NOTEBOOK).read_text(encoding="utf-8")
+    assert "6 faces to train on, 6 held out, " in executed
+    counts = {label: int(count) for count, label in re.findall(r"(\d+) ((?:fe)?male)", executed)}
+    assert sum(counts.values()) == 12 and min(counts.values()) >= 3
+    (count, labels), _ = ask(read_labels, 100)
+    assert count == 100 and labels == {"female": 50, "male": 50}
 
 
 def test_a_second_session_needs_no_text_encoder_no_parser_and_no_photographs(sessions):
