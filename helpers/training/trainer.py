@@ -94,13 +94,13 @@ class Trainer:
         """Unscale, clip and step with the gradients there are, unless something is not finite.
 
         Returns:
-            The gradient's norm, and whether the step was skipped.
+            The gradient's norm, NaN for a loss that is not finite, and whether it was skipped.
         """
         self.scaler.unscale_(self.optimiser)  # once, after the last batch
         length = torch.nn.utils.clip_grad_norm_(self.masters.values(),
                                                 self.config.optim.clip_norm)
-        norm, loss = torch.stack([length, self.loss]).tolist()  # the GPU is waited for once
-        finite = math.isfinite(norm) and math.isfinite(loss)
+        norm = float(length + 0 * self.loss)  # NaN where the loss is; the GPU is waited for once
+        finite = math.isfinite(norm)
         self.step += 1
         if finite:
             self.optimiser.step()  # the scaler's own `step` would only ask once more
