@@ -1,5 +1,6 @@
 """Measure SD-Turbo's true shapes on one CUDA GPU, in the memory of a T4, beside the reference.
 
+    python -m tests.bench_gpu --first     # what should be known first, in ten minutes
     python -m tests.bench_gpu [--reference PATH] [--out results] [--minutes 9]
 
 The weights are random, so nothing is downloaded and no picture means anything; time and memory do
@@ -24,8 +25,10 @@ import torch
 
 from helpers.__main__ import ROOT
 from helpers.errors import refused
+from helpers.machine.memory import avoid_fragments
 from helpers.storage.whole import write_whole
 from tests import gpu_rows
+from tests.gpu_first import first_rows
 from tests.gpu_reference import Row, check_reference, reference_rows
 from tests.gpu_setup import GIB, Bench, Figures, Setup, limit_memory, release, short
 
@@ -86,7 +89,7 @@ def other_rows(bench: Bench) -> Iterator[Row]:
 
 
 def measure(bench: Bench, rows: Iterable[Row], out: Path, *, about: Figures,
-            minutes: float) -> list[Figures]:
+            minutes: float, name: str = "gpu") -> list[Figures]:
     """Measure row after row until time is over: "what" and its figures, an "error" or a "note"."""
     found, started = [], time.monotonic()
     for what, work in rows:
@@ -96,8 +99,8 @@ def measure(bench: Bench, rows: Iterable[Row], out: Path, *, about: Figures,
         found.append({"what": what} | (attempt(bench, work) if left_s > 0 else late))
         print("            ", " | ".join(filter(None, cells(found[-1])[1:])), flush=True)
         content = json.dumps({"about": about, "rows": found}, indent=2) + "\n"
-        write_whole(out / "gpu.json", content.encode())
-        write_whole(out / "gpu.md", table(about, found).encode())
+        write_whole(out / f"{name}.json", content.encode())
+        write_whole(out / f"{name}.md", table(about, found).encode())
     return found
 
 
@@ -166,6 +169,7 @@ def gpu_setup() -> Setup:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--first", action="store_true", help="the protocol of a first GPU")
     parser.add_argument("--reference", type=Path, help="a checkout of GaParmar/img2img-turbo")
     parser.add_argument("--out", type=Path, default=ROOT / "results")
     parser.add_argument("--minutes", type=float, default=9.0, help="after which no row is begun")
@@ -175,11 +179,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         checkout = check_reference(options.reference) if options.reference else None
     except ValueError as error:
         raise SystemExit(str(error)) from error
+    avoid_fragments()
     limit_memory(setup, setup.limit_gib)
     bench, about = Bench(setup), describe(setup)
     with tempfile.TemporaryDirectory() as folder:
-        rows = plan(bench, checkout, Path(folder))
-        found = measure(bench, rows, options.out, about=about, minutes=options.minutes)
+        rows = first_rows(bench, Path(folder)) if options.first else plan(bench, checkout,
+                                                                          Path(folder))
+        found = measure(bench, rows, options.out, about=about, minutes=options.minutes,
+                        name="first_gpu" if options.first else "gpu")
     print(table(about, found))
 
 

@@ -23,6 +23,12 @@ expected_peak_gib = cache(budget.expected_peak_gib)  # the same for fp16 and bf1
 def training_step(bench: Bench, dtype: torch.dtype, config: Config, *,
                   lean: bool = False) -> Callable[[], bool]:
     """A step as `train` takes it, without data and degradation; says whether it was skipped."""
+    return trained_step(bench, dtype, config, lean=lean)[0]
+
+
+def trained_step(bench: Bench, dtype: torch.dtype, config: Config, *,
+                 lean: bool = False) -> tuple[Callable[[], bool], Trainer]:
+    """The same, and the trainer whose state it changes."""
     model = bench.model(dtype).train()
     model.zero_grad(set_to_none=True)
     model.use_lean_memory(lean)
@@ -33,7 +39,7 @@ def training_step(bench: Bench, dtype: torch.dtype, config: Config, *,
     def step() -> bool:
         trainer.backward(loss(model(degraded, mask), clean)["total"])
         return trainer.update()[1]
-    return step
+    return step, trainer
 
 
 def train_row(bench: Bench, dtype: torch.dtype, config: Config, *, lean: bool = False) -> Figures:

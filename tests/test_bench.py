@@ -11,7 +11,7 @@ import torch
 
 from helpers.errors import refused
 from helpers.model.enhancer import SplatEnhancer
-from tests import bench, bench_gpu
+from tests import bench, bench_gpu, gpu_first
 from tests.gpu_reference import SAME_WORK, check_reference, load_reference
 from tests.gpu_rows import largest_batch, training_step
 from tests.gpu_setup import Bench, Setup, differences
@@ -110,6 +110,18 @@ def test_every_row_is_measured(report):
         rows["train fp32 full, batch 1"]["expected_gib"]
     assert rows["train fp32 full, largest batch"]["images"] == 1
     assert len(rows) == 22
+
+
+def test_the_protocol_of_a_first_gpu_measures_every_row(tiny, tmp_path):
+    rows = gpu_first.first_rows(tiny, tmp_path / "data", steps=2, readers=[0])
+    found = bench_gpu.measure(tiny, ((what, work) for what, work in rows if "labels" not in what),
+                              tmp_path, about={}, minutes=60, name="first_gpu")
+    assert not [row["error"] for row in found if "error" in row] and len(found) == 9
+    page = (tmp_path / "first_gpu.md").read_text(encoding="utf-8")
+    assert "0 of 1 steps skipped, loss scale 1" in page and "gradient: L1 " in page
+    assert all(f"2 steps at timestep {timestep}" in page for timestep in gpu_first.TIMESTEPS)
+    stream = [{"label": "female"}, {"label": "male"}, {"label": "male"}]
+    assert gpu_first.labels_row(lambda *_: stream) == {"note": "1 female, 2 male"}
 
 
 def test_the_table_has_every_row(report):

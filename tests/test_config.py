@@ -40,8 +40,8 @@ def test_presets_are_those_of_the_design():
     assert t4.data == dataclasses.replace(full.data, train_images=300)
     assert (full.data.train_images, full.data.test_images, full.data.size_px) == (450, 50, 512)
     assert (t4.optim.steps, full.optim.steps, t4.optim.batch) == (1_000, 5_000, 2)
-    assert (full.loss.l1, full.loss.lpips, full.loss.gram, full.loss.clip) == (2, 0.5, 0.01, 0.5)
-    assert (full.model.base, full.model.timestep) == ("stabilityai/sd-turbo", 999)
+    assert (full.loss.l1, full.loss.lpips, full.loss.gram, full.loss.clip) == (2, 0.5, 1.0, 0.5)
+    assert (full.model.base, full.model.timestep) == ("stabilityai/sd-turbo", 249)
 
 
 @pytest.mark.parametrize(("path", "entry"), FIELDS)

@@ -15,6 +15,7 @@ from .stlpips import load_stlpips
 
 CLIP_NAME = "openai/clip-vit-base-patch32"
 CLIP_FILES = (("config.json",), TRANSFORMERS_WEIGHTS)
+TERM_NAMES = {"l1": "L1", "lpips": "LPIPS", "gram": "Gram", "clip": "CLIP", "mask": "mask"}
 DETAIL_WEIGHT, COLOR_WEIGHT = 2.0, 40.0  # of what the mask is judged by; a logit of 4 is certain
 Choice = tuple[Tensor, Tensor, Tensor]  # degraded, decoded, logit of the mask
 MIN_SIZE_PX = 16  # VGG16 halves the image four times before its last tap
@@ -52,9 +53,7 @@ class EnhancerLoss(nn.Module):
 
     def describe(self) -> str:
         """The weighted sum, and which VGG16 sees what of each image."""
-        names = {"l1": "L1", "lpips": "LPIPS", "gram": "Gram", "clip": "CLIP",
-                 "mask": "mask"}
-        weighted = " + ".join(f"{weight:g} × {label}" for name, label in names.items()
+        weighted = " + ".join(f"{weight:g} × {label}" for name, label in TERM_NAMES.items()
                               if (weight := getattr(self.config, name)))
         if self.lpips is None:
             return weighted
