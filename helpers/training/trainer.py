@@ -12,7 +12,6 @@ from ..checkpoints import Checkpoint, refuse_other_run
 from ..config import Config
 from ..model import SplatEnhancer
 
-MASK_FACTOR = 12.0  # on the learning rate of the repair mask: small, and made from nothing
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
 
@@ -34,10 +33,12 @@ class Trainer:
             p.grad = None  # a step that broke off leaves its gradient in the model
         self.masters = {name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
                         for name, p in self.working.items()}
-        groups = {factor: [p for name, p in self.masters.items() if factor == _factor(name)]
-                  for factor in (1.0, MASK_FACTOR)}
+        factors = {"skips": config.optim.skip_rate, "mask": config.optim.mask_rate}
+        groups: dict[float, list[Tensor]] = {}
+        for name, p in self.masters.items():
+            groups.setdefault(factors.get(name.split(".")[0], 1.0), []).append(p)
         self.optimiser = torch.optim.AdamW(
-            [{"params": params, "factor": factor} for factor, params in groups.items() if params],
+            [{"params": params, "factor": factor} for factor, params in groups.items()],
             lr=config.optim.learning_rate, weight_decay=config.optim.weight_decay)
         device = next(iter(self.working.values())).device.type
         half = any(p.dtype == torch.float16 for p in self.working.values())
@@ -114,6 +115,3 @@ class Trainer:
             if p is not self.masters[name]:
                 p.copy_(self.masters[name])
 
-
-def _factor(name: str) -> float:
-    return MASK_FACTOR if name.startswith("mask.") else 1.0
