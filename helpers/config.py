@@ -88,9 +88,9 @@ class DegradeConfig:
 class PairsConfig:
     """Which kinds of pairs it learns from; the shares are relative to their sum."""
 
-    drawn: float = 0.4  # damage drawn on a face, by the amounts of `degrade`
-    fitted: float = 0.2  # a face described by Gaussians, stopped early and disturbed
-    rendered: float = 0.4  # a 3D fit of a procedural head, seen from a new view
+    drawn: float = 0.25  # damage drawn on a face, by the amounts of `degrade`
+    fitted: float = 0.15  # a face described by Gaussians, stopped early and disturbed
+    rendered: float = 0.6  # a 3D fit of a procedural head, seen from a new view
     own_share: float = 0.0  # renders and photographs of one's own
     own: str = ""  # their folder, with renders/ and photos/ of equal names; empty: none
     own_held_out: float = 0.125  # share of one's own photographs that is only measured
@@ -158,7 +158,6 @@ class OptimConfig:
     accumulate: int = 1  # batches whose gradients are averaged into one step
     learning_rate: float = 5e-5  # at the end of the warm-up
     skip_rate: float = 1.0  # factor on it for the skip convolutions
-    mask_rate: float = 12.0  # and for the repair mask: small, and made from nothing
     warmup_steps: int = 20  # steps until the full learning rate
     weight_decay: float = 0.01  # AdamW's own default
     clip_norm: float = 1.0  # largest norm of the whole gradient
@@ -166,7 +165,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _numbers(self, steps=(1, 10_000_000), batch=(1, 1_024), accumulate=(1, 1_024),
-                 learning_rate=(1e-9, 1.0), skip_rate=(0.0, 1e3), mask_rate=(0.0, 1e3),
+                 learning_rate=(1e-9, 1.0), skip_rate=(0.0, 1e3),
                  warmup_steps=(0, 100_000), weight_decay=(0.0, 1.0), clip_norm=(1e-6, 1e6))
         if self.memory not in ("auto", "full", "lean"):
             raise _refused_field(self, "memory", "'auto', 'full' or 'lean'")
@@ -269,7 +268,7 @@ _SECTIONS = {f.name: f for f in dataclasses.fields(Config) if f.name != "preset"
 # What runs did before these fields were there, whatever their preset does now
 _BEFORE = {"model.mask": False, "loss.mask": 0.0, "pairs.drawn": 1.0,
            "pairs.fitted": 0.0, "pairs.rendered": 0.0,
-           "optim.skip_rate": 1.0, "optim.mask_rate": 12.0}
+           "optim.skip_rate": 1.0}
 
 _SD_TURBO_RUN: dict[str, Any] = {
     "data.source": "celeba-hq", "data.size_px": 512, "data.test_images": 50,
@@ -287,9 +286,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "loss.clip": 0.0,  # CLIP's weights live on the hub, and the demo is offline
         "loss.vgg": "stlpips",
         "loss.vgg_view_px": 64,  # on two CPU cores the whole image would take half of each step
-        # The rate that moves LoRA in so few steps is too much for the skips: see there, too
-        "optim.steps": 300, "optim.learning_rate": 4e-4, "optim.warmup_steps": 10,
-        "optim.skip_rate": 0.25, "optim.mask_rate": 24.0,
+        "optim.steps": 240, "optim.learning_rate": 8e-4, "optim.warmup_steps": 10,
+        "optim.skip_rate": 0.08,  # see there, too
         "run.preview_every_steps": 40,
     },
     "t4": _SD_TURBO_RUN | {

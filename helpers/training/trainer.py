@@ -12,6 +12,7 @@ from ..checkpoints import Checkpoint, refuse_other_run
 from ..config import Config
 from ..model import SplatEnhancer
 
+MASK_FACTOR = 12.0  # on the learning rate of the repair mask: small, and made from nothing
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
 
@@ -33,7 +34,7 @@ class Trainer:
             p.grad = None  # a step that broke off leaves its gradient in the model
         self.masters = {name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
                         for name, p in self.working.items()}
-        factors = {"skips": config.optim.skip_rate, "mask": config.optim.mask_rate}
+        factors = {"skips": config.optim.skip_rate, "mask": MASK_FACTOR}
         groups: dict[float, list[Tensor]] = {}
         for name, p in self.masters.items():
             groups.setdefault(factors.get(name.split(".")[0], 1.0), []).append(p)

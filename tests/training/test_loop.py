@@ -19,7 +19,7 @@ from helpers.distances.losses import EnhancerLoss
 from helpers.faces.data import draw_batch, load_batches, prepare
 from helpers.model import SplatEnhancer
 from helpers.training.loop import learning_rate_at, train, training_batch
-from helpers.training.trainer import Trainer
+from helpers.training.trainer import MASK_FACTOR, Trainer
 from tests.runs import PROMPT, run, saved_step, states_differ
 
 
@@ -129,13 +129,13 @@ def test_training_lowers_the_loss(config, build, faces, tmp_path):
 
 
 def test_skips_and_mask_learn_at_rates_of_their_own(config, build):
-    rated = config.with_({"optim.skip_rate": 0.25, "optim.mask_rate": 24.0, "model.mask": True})
+    rated = config.with_({"optim.skip_rate": 0.25, "model.mask": True})
     trainer = Trainer(rated, SplatEnhancer.from_pretrained(
         rated.model, device="cpu", prompt_embedding=PROMPT))
     names = {id(p): name for name, p in trainer.masters.items()}
     found = {names[id(p)].split(".")[0]: group["factor"]
              for group in trainer.optimiser.param_groups for p in group["params"]}
-    assert found == {"unet": 1.0, "vae": 1.0, "skips": 0.25, "mask": 24.0}
+    assert found == {"unet": 1.0, "vae": 1.0, "skips": 0.25, "mask": MASK_FACTOR}
     assert sum(len(g["params"]) for g in trainer.optimiser.param_groups) == len(trainer.masters)
 
 
