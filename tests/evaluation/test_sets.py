@@ -34,7 +34,8 @@ def test_true_renders_come_first_and_every_set_is_the_same_each_time(build, monk
     assert list(held_out) == NAMES
     first = {name: list(held_out[name]) for name in held_out}
     for maker in ("rendered_views", "drawn_pairs", "underfitted_pairs"):  # made once
-        monkeypatch.setattr(f"helpers.evaluation.sets.{maker}", None)
+        monkeypatch.setattr(f"helpers.evaluation.sets.{maker}",
+                            lambda *_, **__: pytest.fail("made again"))
     again = build()
     for name, batches in first.items():
         assert sum(map(len, batches)) == held_out.count(name) > 0
