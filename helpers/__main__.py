@@ -192,7 +192,7 @@ def _print(folder: Path) -> None:
     from .evaluation import format_table, read_metrics
 
     for name, figures in read_metrics(folder / "metrics.json")["sets"].items():
-        print(f"{name}: {format_table(figures)}")
+        print(f"{name}: {format_table(figures)}\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Each metric equals its library; regions add up to the whole; what cannot be measured is refused."""
+"""Each metric equals its library, regions add up to the whole, the unmeasurable is refused."""
 
 from __future__ import annotations
 

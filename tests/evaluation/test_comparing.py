@@ -48,7 +48,7 @@ def test_a_set_that_is_missing_is_left_out_and_one_that_is_not_whole_is_refused(
     (tmp_path / "drawn").rmdir()
     assert list(compare(tmp_path, sets, metrics)) == ["fitted"]
     (tmp_path / "fitted" / "0002.png").rename(tmp_path / "fitted" / "0002.old.png")
-    with pytest.raises(ValueError, match="none for 0002.; restore all of the set"):
+    with pytest.raises(ValueError, match=r"none for 0002'; restore all of the set"):
         compare(tmp_path, sets, metrics)
     with pytest.raises(ValueError, match="a folder for one of the sets drawn, fitted"):
         compare(tmp_path / "nowhere", sets, metrics)

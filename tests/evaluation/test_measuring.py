@@ -72,7 +72,8 @@ def test_summaries_depend_on_no_batch_and_no_order(metrics):
 def numbers(part, path=()):
     """Every number in nested dicts, by its path."""
     if isinstance(part, dict):
-        return {p: v for key, value in part.items() for p, v in numbers(value, (*path, key)).items()}
+        return {own: number for key, value in part.items()
+                for own, number in numbers(value, (*path, key)).items()}
     return {path: part} if isinstance(part, int | float | list) else {}
 
 

@@ -28,7 +28,7 @@ from transformers import CLIPTextModel
 from helpers.__main__ import NOTEBOOK, ROOT, execute_notebook
 from helpers.config import SD_TURBO, TINY_BASE, preset
 from helpers.distances.losses import CLIP_NAME
-from helpers.evaluation.results import read_metrics
+from helpers.evaluation import read_metrics
 from helpers.faces import sources
 from helpers.faces.regions import FACE_PARSER, FaceParser
 from helpers.faces.sources import CELEBA_HQ
