@@ -28,7 +28,7 @@ class DataConfig:
     train_images: int = 128  # how many it learns from
     test_images: int = 24  # held out: never trained on, whatever train_images is
     fitted_images: int = 8  # of these, also measured as underfitted Gaussians and damaged otherwise
-    strength_images: int = 2  # of these, also measured at each strength and under each effect alone
+    strength_images: int = 1  # of these, also measured at each strength and under each effect alone
     rendered_views: int = 1  # of each test head that are measured, inside the arc and outside each
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from ..distances import Metrics
 from ..faces import Faces, draw_batch
 from ..pairs import Sources, draw_each
 
-SAMPLES = 4  # training faces that the filter is chosen on, each under every kind of damage
+SAMPLES = 3  # training faces that the filter is chosen on, each under every kind of damage
 
 
 @dataclass(frozen=True)

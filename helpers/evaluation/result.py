@@ -82,10 +82,10 @@ class Result:
         return {name: gain(name, self.degraded[name], self.restored[name]) for name in self.names}
 
     def summary(self) -> dict[str, Any]:
-        """`{n, identities, degraded, filtered, restored, gain, gain_filtered, share_worse, worst,
-        undefined}`.
+        """`{n, identities, degraded, filtered, restored, gain, gain_filtered, over_filter,
+        share_worse, worst, undefined}`.
 
-        The five in the middle are metric → `summarise(...)`, a metric without a finite value being
+        The six in the middle are metric → `summarise(...)`, a metric without a finite value being
         left out (of clean pictures doing nothing has no PSNR). `share_worse`: metric → the share of
         images with a gain below 0. `worst`: the image that lost most, or gained least, by the
         metric that ranks. `undefined`: kind and metric → the images that have no finite value.
@@ -99,8 +99,8 @@ class Result:
             "worst": self._worst(), "undefined": self._undefined()}
 
     def regions(self) -> dict[str, Any]:
-        """Region → `{n, degraded, filtered, restored, gain, gain_filtered, share_worse}` of the
-        perceptual distances within it; `n` counts the pictures that show it.
+        """Region → `n`, the pictures that show it, and the same parts as in `summary`, of the
+        perceptual distances within it.
         """
         found = {}
         for region in REGIONS:
@@ -190,12 +190,15 @@ def summarise(values: Sequence[float], identities: Sequence[str]) -> dict[str, A
 def _parts(columns: Mapping[str, Columns], who: Sequence[str]) -> dict[str, Any]:
     """Kinds, gains and the share made worse, each metric → summary, in the order of metrics.json.
 
-    Gains are over doing nothing.
+    Gains are over doing nothing; `over_filter` is what the enhancer gains beyond the filter.
     """
     gains = {("gain" if kind == "restored" else "gain_filtered"): {
         name: gain(name, before, columns[kind][name])
         for name, before in columns["degraded"].items()}
         for kind in ("restored", "filtered") if kind in columns}
+    if "filtered" in columns:
+        gains["over_filter"] = {name: np.subtract(values, gains["gain_filtered"][name]).tolist()
+                                for name, values in gains["gain"].items()}
     parts = {part: {name: summarise(values, who) for name, values in metrics.items()
                     if np.isfinite(values).any()} for part, metrics in {**columns, **gains}.items()}
     worse = {name: np.asarray(gains["gain"][name]) for name in parts["gain"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +163,11 @@ def rendered_views(fits: Sequence[Any], rows: Sequence[int], *, inside: bool, vi
         inside: within the arc of the views that were fitted, or beyond it.
         size_px: side of the pictures.
     """
-    heads, triples, who = {}, [], []
-    for head, view in (divmod(row, views) for row in rows):
-        identity = fits[head].recipe.identity
-        if identity not in heads:
-            heads[identity] = Head.of(identity, size_px)
-        triples.append(render_pair(fits[head], FIRST_VIEW + view, inside=inside, size_px=size_px,
-                                   head=heads[identity]))
+    triples, who = [], []
+    for place, view in (divmod(row, views) for row in rows):
+        identity = fits[place].recipe.identity
+        triples.append(render_pair(fits[place], FIRST_VIEW + view, inside=inside, size_px=size_px,
+                                   head=_head(identity, size_px)))
         who.append(f"head {identity}")
     degraded, clean, regions = (torch.stack(side) for side in zip(*triples, strict=True))
     return Batch(as_bytes(clean), as_bytes(degraded), who, _names(rows), regions)
@@ -186,6 +184,9 @@ def own_pairs(own: OwnPairs, rows: Sequence[int]) -> Batch:
     places = [own.held_out[row] for row in rows]
     degraded, clean = own.load(places)
     return Batch(clean, degraded, [own.photos[place] for place in places], _names(rows))
+
+
+_head = lru_cache(maxsize=32)(Head.of)  # seen from inside the arc and from outside
 
 
 def _grouped(count: int, size: int = BATCH) -> list[list[int]]:

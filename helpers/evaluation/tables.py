@@ -37,13 +37,13 @@ def format_sets(sets: Mapping[str, Result | Summary]) -> str:
         sets: name → result of `measure`, or the sets of `metrics.json`.
     """
     rows = [["tested on", "do nothing", "cheap filter", "restored", "gain, 95 % interval",
-             "of the filter", "PSNR", "made worse"]]
+             "beyond the filter", "PSNR", "made worse"]]
     metric = ranking(sets)
     for name, result in sets.items():
         summary = _summary(result)
         levels = [brief(metric, summary.get(kind, {}).get(metric)) for kind in KIND_NAMES]
         gains = [change(metric, summary.get(part, {}).get(metric))
-                 for part in ("gain", "gain_filtered")]
+                 for part in ("gain", "over_filter")]
         rows.append([f"{name} ({summary['n']})", *levels, *gains, guard(summary),
                      worse(summary, metric)])
     return f"{metric}, lower is better\n\n{aligned(rows)}"

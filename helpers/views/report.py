@@ -20,6 +20,7 @@ from .page import figure, listing, page, settings, table
 from .pictures import divided, to_bytes, to_tag
 from .sheets import TITLES, comparisons, sheet
 
+VERDICTS = ("better", "worse", "no clear change")  # what an interval can say
 LARGEST_BYTES = 5_000_000  # of the page
 TILES_PX = (160, 128, 96, 64)  # sides of its small pictures, the first that keeps it below that
 DISPLAYS: dict[str, tuple[Callable[[Evaluation], Figure], str]] = {
@@ -96,17 +97,17 @@ def to_page(evaluation: Evaluation, charts: Mapping[str, bytes], tile_px: int = 
 
 
 def verdict(evaluation: Evaluation) -> str:
-    """In a sentence: on which sets it helps, does nothing for certain, or hurts."""
-    metric = evaluation.metrics[0]
-    words: dict[str, list[str]] = {}
-    for name, result in evaluation.sets.items():
-        of = result.summary()
-        words.setdefault(judged(of["gain"].get(metric)), []).append(
-            name.replace("_", " ") + (f" ({of['gain'][metric]['mean']:+.0f} %)"
-                                      if metric in of["gain"] else ""))
-    said = [f"{word} on {', '.join(words[word])}" for word in ("better", "worse", "no clear change")
-            if word in words]
-    return f"By {metric}, against doing nothing: {'; '.join(said) or 'nothing to repair'}."
+    """In words: on which sets it is better or worse than doing nothing, and than the filter."""
+    metric, said = evaluation.metrics[0], []
+    for part, rival in (("gain", "doing nothing"), ("over_filter", "the cheap filter")):
+        words: dict[str, list[str]] = {}
+        for name, result in evaluation.sets.items():
+            of = result.summary()[part].get(metric)
+            words.setdefault(judged(of), []).append(name.replace("_", " ") + (
+                f" ({of['mean']:+.0f} %)" if of else ""))
+        found = [f"{word} on {', '.join(words[word])}" for word in VERDICTS if word in words]
+        said.append(f"against {rival}: {'; '.join(found) or 'nothing to repair'}")
+    return f"By {metric}, {said[0]}. {said[1].capitalize()}."
 
 
 def judged(gain: Mapping[str, object] | None) -> str:
@@ -134,14 +135,15 @@ def _first_look(evaluation: Evaluation) -> str:
 
 def _sets_table(evaluation: Evaluation) -> str:
     metric = evaluation.metrics[0]
-    rows = [("tested on", "pictures", "do nothing", "filter", "restored", "", "gain, 95 % interval",
-             "PSNR", "made worse")]
+    rows = [("tested on", "gain, 95 % interval", "", "made worse", "do nothing", "filter",
+             "restored", "beyond the filter", "", "PSNR", "pictures")]
     for name, result in evaluation.sets.items():
         of = result.summary()
-        rows.append((name.replace("_", " "), f"{of['n']} of {of['identities']}",
+        gain, beyond = (of[part].get(metric) for part in ("gain", "over_filter"))
+        rows.append((name.replace("_", " "), change(metric, gain), judged(gain), worse(of, metric),
                      *(brief(metric, of[kind].get(metric)) for kind in KINDS),
-                     judged(of["gain"].get(metric)), change(metric, of["gain"].get(metric)),
-                     guard(of), worse(of, metric)))
+                     change(metric, beyond), judged(beyond), guard(of),
+                     f"{of['n']} of {of['identities']}"))
     return table(rows) + f'<p class="quiet">{html.escape(metric)}, lower is better; pictures of ' \
                          "so many identities; PSNR is a guard.</p>"
 

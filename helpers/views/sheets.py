@@ -16,7 +16,7 @@ from ..faces import REGIONS
 from .display import repaired
 from .pictures import to_tag
 
-TITLES = ("degraded", "restored", "clean", "where it repaired (blue)")
+TITLES = ("degraded", "restored", "clean", "repaired (blue)")
 FEW = {"random": 2, "best": 1, "worst": 1}  # in the notebook
 DETAIL = 0.36  # side of the detail, as a share of the picture's
 DETAILS = ("eyes", "mouth")  # whichever was damaged more

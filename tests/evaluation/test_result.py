@@ -107,6 +107,8 @@ def test_three_rows_gains_the_worst_and_the_undefined_are_summed_up():
     assert (summary["n"], summary["identities"]) == (4, 3)
     assert summary["gain"]["stlpips_alex"]["mean"] == pytest.approx(24.0)
     assert summary["gain_filtered"]["stlpips_alex"]["mean"] == pytest.approx(12.0)
+    assert summary["over_filter"]["stlpips_alex"]["mean"] == pytest.approx(12.0)
+    assert summary["over_filter"]["psnr"]["mean"] == pytest.approx(1 / 3)
     assert summary["share_worse"] == {"stlpips_alex": 0.25, "psnr": pytest.approx(1 / 3)}
     assert summary["worst"] == {"image": "2", "identity": "b", "metric": "stlpips_alex",
                                 "degraded": 0.3, "filtered": pytest.approx(0.33), "restored": 0.36}
