@@ -42,7 +42,6 @@ nav a { margin-right: 1rem; color: #005a8d }
   .wide { overflow: visible }
   th, td { white-space: normal; padding-right: .4rem }
   .sheet { grid-template-columns: 1fr 1fr }
-  .divided > i { display: none }
 }
 @page { margin: 14mm }
 """

@@ -37,7 +37,8 @@ READING = (
     "bilateral filter, chosen on training faces.",
     "Intervals are 95 %, by bootstrap over identities. “Made worse” is the share of pictures whose "
     "own distance grew.",
-    "Of the comparisons the first are drawn by lot, then come the best, then the worst.")
+    "Of the comparisons the first are drawn by lot, then come the best, then the worst. Blue shows "
+    "where the mask let the network repair.")
 
 
 def write_report(folder: Path, evaluation: Evaluation) -> Path:

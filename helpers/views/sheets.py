@@ -16,7 +16,7 @@ from ..faces import REGIONS
 from .display import repaired
 from .pictures import to_tag
 
-TITLES = ("degraded", "restored", "clean", "repaired (blue)")
+TITLES = ("degraded", "restored", "clean", "repaired")
 FEW = {"random": 2, "best": 1, "worst": 1}  # in the notebook
 DETAIL = 0.36  # side of the detail, as a share of the picture's
 DETAILS = ("eyes", "mouth")  # whichever was damaged more
@@ -90,6 +90,7 @@ def sheet(name: str, evaluation: Evaluation, tile_px: int = 256, *,
               "black", font)
     for place, (text, picture) in enumerate(found):
         left, top = 12 + (place % 2) * (width + 12), LINE_PX + 12 + (place // 2) * cell
+        text = text.replace("→", "to")  # the font has no arrow
         draw.text((left, top), _fitting(draw, text, width, font), "black", font)
         for column, title in enumerate(TITLES):
             draw.text((left + column * (width + GAP_PX) // 4, top + LINE_PX), title, "#555", font)
