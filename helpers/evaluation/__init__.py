@@ -12,7 +12,7 @@ from .filters import Filter, choose_filter
 from .measuring import SHOWN, Measured, Shown, evaluate, measure, pick
 from .result import KINDS, Result, Row, summarise
 from .rows import Rows
-from .run import Evaluation, Weights, evaluate_run, restore_by
+from .run import Evaluation, Weights, evaluate_run, restore_by, timed
 from .sets import HeldOut, held_out_pairs
 from .strengths import STRENGTHS, measure_strengths
 from .tables import format_compared, format_sets, format_table

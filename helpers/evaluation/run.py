@@ -99,7 +99,7 @@ def evaluate_run(config: Config, model: SplatEnhancer, faces: Faces, metrics: Me
     """
     weights, device, seconds = _weights(config, model, saved), held_out.device, {}
     restore = restore_by(model)
-    with _timed("filter", seconds):
+    with timed("filter", seconds):
         cheap, candidates = choose_filter(config, faces, sources or {}, metrics, device=device)
     rows = Rows(folder, {"weights": asdict(weights), "filter": str(cheap), "version": VERSION,
                          "metrics": metrics.names, "sets": held_out.origin,
@@ -107,12 +107,12 @@ def evaluate_run(config: Config, model: SplatEnhancer, faces: Faces, metrics: Me
     measured: dict[str, Measured] = {}
     with model.merged():
         for name in held_out:
-            with _timed(name, seconds):
+            with timed(name, seconds):
                 one = measure(name, restore, held_out[name], metrics, cheap=cheap, rows=rows)
                 measured[name] = show_again(one, restore, held_out[name])
         found = {}
         if strengths:
-            with _timed("by strength", seconds):
+            with timed("by strength", seconds):
                 found = measure_strengths(config, faces, restore, metrics, device=device,
                                           cheap=cheap, rows=rows)
     if rows and rows.found:
@@ -153,7 +153,8 @@ def _device_name(device: torch.device | str) -> str:
 
 
 @contextmanager
-def _timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
+def timed(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Enter how long a stage took."""
     started = time.perf_counter()
     yield
     seconds[name] = round(time.perf_counter() - started, 2)

@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ..distances import IN_WORDS
-from ..evaluation import KINDS, Evaluation, Shown, pick
+from ..evaluation import KINDS, Evaluation, Shown, pick, timed
 from ..evaluation.tables import brief, change, guard, level, worse
 from ..machine import versions
 from ..storage import write_whole
@@ -41,29 +41,38 @@ READING = (
     "where the mask let the network repair.")
 
 
-def write_report(folder: Path, evaluation: Evaluation) -> Path:
+def write_report(folder: Path, evaluation: Evaluation,
+                 say: Callable[[str], None] = print) -> Path:
     """Write all pictures of an evaluation and its page, each whole or not at all.
 
     Args:
         folder: of the results: gets `displays/*.png`, `comparisons/<set>.png` and `report.html`.
         evaluation: from `evaluate_run`.
+        say: told in one line how long each part took.
 
     Returns:
         The page.
     """
+    seconds: dict[str, float] = {}
     folder.mkdir(parents=True, exist_ok=True)
-    charts = {name: rendered(draw(evaluation), "png", 120) for name, (draw, _) in DISPLAYS.items()
-              if (name != "training" or evaluation.history)
-              and (name != "strengths" or evaluation.strengths)}
-    for name, png in charts.items():
-        write_whole(folder / "displays" / f"{name}.png", png)
-    for name in evaluation.sets:
-        write_whole(folder / "comparisons" / f"{name}.png", sheet(name, evaluation))
-    for tile_px in TILES_PX:
-        text = to_page(evaluation, charts, tile_px).encode()
-        if len(text) <= LARGEST_BYTES:
-            break
-    return write_whole(folder / "report.html", text)
+    with timed("charts", seconds):
+        charts = {name: rendered(draw(evaluation), "png", 120)
+                  for name, (draw, _) in DISPLAYS.items()
+                  if (name != "training" or evaluation.history)
+                  and (name != "strengths" or evaluation.strengths)}
+        for name, png in charts.items():
+            write_whole(folder / "displays" / f"{name}.png", png)
+    with timed("comparisons", seconds):
+        for name in evaluation.sets:
+            write_whole(folder / "comparisons" / f"{name}.png", sheet(name, evaluation))
+    with timed("page", seconds):
+        for tile_px in TILES_PX:
+            text = to_page(evaluation, charts, tile_px).encode()
+            if len(text) <= LARGEST_BYTES:
+                break
+        path = write_whole(folder / "report.html", text)
+    say("drawn in " + ", ".join(f"{name} {s:.1f} s" for name, s in seconds.items()))
+    return path
 
 
 def to_page(evaluation: Evaluation, charts: Mapping[str, bytes], tile_px: int = 160) -> str:
