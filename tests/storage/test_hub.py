@@ -42,8 +42,8 @@ from tests.hub import Fault, Hub, Repository
 from tests.hub_repositories import GROUP_ROWS, IMAGE_BYTES, repositories
 
 CHANGES = {"data.size_px": 64, "data.train_images": 6, "data.test_images": 6,
-           "data.fitted_images": 1, "data.strength_images": 1, "optim.steps": 2, "loss.vgg": "stlpips",
-           "loss.vgg_view_px": 32}
+           "data.fitted_images": 1, "data.strength_images": 1, "optim.steps": 2,
+           "loss.vgg": "stlpips", "loss.vgg_view_px": 32}
 # What is read beyond a part: 5 MiB by the hub's file system, 32 by older `datasets`
 READ_AHEAD_BYTES = (5 if hasattr(datasets.IterableDataset, "reshard") else 37) * 2**20
 FOOTERS = 10 * 2**16  # of the shards, which are asked again and again
