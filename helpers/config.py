@@ -27,13 +27,14 @@ class DataConfig:
     size_px: int = 128  # side of the square images, a multiple of 64 (VAE ÷8, UNet ÷8 again)
     train_images: int = 128  # how many it learns from
     test_images: int = 24  # held out: never trained on, whatever train_images is
-    fitted_images: int = 8  # of these, also measured as underfitted Gaussians; at most test_images
+    fitted_images: int = 8  # of these, also measured as underfitted Gaussians and damaged otherwise
+    strength_images: int = 1  # of these, also measured at each strength and under each effect alone
     rendered_views: int = 1  # of each test head that are measured, inside the arc and outside each
 
     def __post_init__(self) -> None:
         _text(self, "source")
         _numbers(self, size_px=(64, 2048), train_images=(1, 30_000), test_images=(1, 2_000),
-                 fitted_images=(1, 2_000), rendered_views=(1, 100))
+                 fitted_images=(1, 2_000), strength_images=(1, 2_000), rendered_views=(1, 100))
         if self.size_px % 64:
             raise refused("data.size_px", "a multiple of 64", self.size_px, "use 128, 256 or 512")
 
@@ -272,6 +273,7 @@ _BEFORE = {"model.mask": False, "loss.mask": 0.0, "pairs.drawn": 1.0,
 
 _SD_TURBO_RUN: dict[str, Any] = {
     "data.source": "celeba-hq", "data.size_px": 512, "data.test_images": 50,
+    "data.strength_images": 4,
     "model.base": SD_TURBO, "model.mask": True,
     # Rendered pairs are of procedural heads, 128 pixels wide: here there are photographs
     "pairs.drawn": 0.5, "pairs.fitted": 0.5, "pairs.rendered": 0.0,
