@@ -33,16 +33,13 @@ Variants = Mapping[str, Mapping[str, Any]]
 
 
 def transfer_variants(config: Config) -> dict[str, dict[str, Any]]:
-    """Each kind of pair alone, all of them, and what matters most beside it.
+    """Each kind of pair alone, and all of them by the config's shares.
 
     Returns:
         Name → changes to the config, as `Config.with_` takes them.
     """
     alone = {kind: {f"pairs.{other}": float(other == kind) for other in KINDS} for kind in KINDS}
-    other_step = 199 if config.model.timestep != 199 else 999
-    return alone | {"all": {}, "all, no mask": {"model.mask": False},
-                    f"all, timestep {other_step}": {"model.timestep": other_step},
-                    "all, timestep 999": {"model.timestep": 999}}
+    return alone | {"all": {}}
 
 
 def ablation_variants(config: Config) -> dict[str, dict[str, Any]]:

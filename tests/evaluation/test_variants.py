@@ -64,8 +64,7 @@ def test_each_kind_of_pair_is_tried_alone_and_each_change_by_itself():
     for kind in KINDS:
         shares = preset("demo").with_(variants[kind]).pairs
         assert [getattr(shares, k) for k in KINDS] == [float(k == kind) for k in KINDS]
-    assert variants["all"] == {} and variants["all, no mask"] == {"model.mask": False}
-    assert {variants[f"all, timestep {t}"]["model.timestep"] for t in (199, 999)} == {199, 999}
+    assert variants["all"] == {}
 
 
 def test_an_ablation_takes_away_one_part_at_a_time():
