@@ -4,6 +4,7 @@
     python -m helpers metrics results/demo       # print the figures of a run
     python -m helpers tidy saved.ipynb           # make what Colab saved open on GitHub
     python -m helpers transfer                   # trained on each kind of pair × tested on each
+    python -m helpers ablate                     # one change of a setting at a time
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .config import PRESETS
 from .config import preset as settings
@@ -87,52 +89,61 @@ def tidy_notebook(path: Path) -> None:
     write_whole(path, (nbformat.writes(notebook) + "\n").encode())
 
 
-TRANSFER = """# Trained on each kind of pair, tested on each
+PAGE = """# {title}
 
 Every row is a run of its own, with the same seed, the same {steps} steps and, but for what its name
-says, the same settings (`{preset}`); `all` are the preset's shares. Cells: gain in {metric} over
-doing nothing, and the change in PSNR; for `clean`, where doing nothing is perfect, what came out.
+says, the same settings (`{preset}`); all are measured on the same pictures. Cells: gain in {metric}
+over doing nothing, and the change in PSNR; for `clean`, where doing nothing is perfect, what came
+out.
 
 {table}
 
-![the table as a heat map](transfer.png)
+![the table as a heat map]({name}.png)
 
 The heads of the rendered sets are test identities, {views} views inside and {views} outside the arc
 of their cameras each; `fitted` is made by a recipe that no training pair has. All figures, with
-intervals over identities: `table.json`. Made by `python -m helpers transfer`, which goes on where
-it was interrupted.
+intervals over identities: `table.json`. Made by `python -m helpers {name}`, which goes on where it
+was interrupted.
 """
+TITLES = {"transfer": "Trained on each kind of pair, tested on each",
+          "ablate": "One change at a time"}
 
 
-def compare_pairs(preset: str, folder: Path, base: Path | None = None, steps: int = 0,
-                  only: Sequence[str] = ()) -> None:
-    """Make the transfer table of a preset, its picture and its page; goes on where it stopped.
+def compare_variants(name: str, preset: str, folder: Path, *, base: Path | None = None,
+                     steps: int = 0, only: Sequence[str] = (),
+                     changes: dict[str, Any] | None = None) -> None:
+    """Make a table of variants of a preset, its picture and its page; goes on where it stopped.
 
     Args:
+        name: "transfer" or "ablate".
         preset: whose run all variants change.
-        folder: gets `README.md`, `table.json` and `transfer.png`; what was trained lies in
-            `runs/transfer/` of this repository.
-        base: a base in diffusers layout, for a variant on it.
+        folder: gets `README.md`, `table.json` and the picture; what was trained lies in
+            `runs/<name>/` of this repository.
+        base: a base in diffusers layout, for one more variant on it.
         steps: of every run; 0 takes the preset's.
         only: names of variants; empty: all.
+        changes: to the settings of all of them.
     """
-    from .evaluation import format_transfer, standard_variants, transfer
+    from . import evaluation
     from .faces import prepare
     from .machine import detect
     from .views import save_figure, transfer_chart
 
     machine, config = detect(), settings(preset).with_(
-        {"data.rendered_views": 2} | ({"optim.steps": steps} if steps else {}))
+        {"data.rendered_views": 2} | ({"optim.steps": steps} if steps else {}) | (changes or {}))
     data, metric = ROOT / "data", "stlpips_alex"
     faces = prepare(config.data, data, device=machine.device, seed=config.run.seed)
-    variants = standard_variants(config) | (
-        {"all, another base": {"model.base": str(base)}} if base else {})
-    variants = {name: changes for name, changes in variants.items() if not only or name in only}
-    table = transfer(config, faces, ROOT / "runs" / "transfer", variants=variants, data=data,
-                     device=machine.device, dtype=machine.dtype)
-    page = TRANSFER.format(preset=preset, steps=config.optim.steps, metric=metric,
-                           table=format_transfer(table, metric), views=config.data.rendered_views)
-    save_figure(transfer_chart(table, metric), folder / "transfer.png")
+    make = {"transfer": evaluation.transfer_variants, "ablate": evaluation.ablation_variants}[name]
+    variants = make(config) | ({"another base": {"model.base": str(base)}} if base else {})
+    if unknown := set(only) - set(variants):
+        raise refused("--only", f"names among {', '.join(variants)}", sorted(unknown), "pick some")
+    variants = {one: of for one, of in variants.items() if not only or one in only}
+    table = evaluation.run_variants(config, faces, ROOT / "runs" / name, variants, data=data,
+                                    device=machine.device, dtype=machine.dtype)
+    page = PAGE.format(title=TITLES[name], name=name, preset=preset, steps=config.optim.steps,
+                       metric=metric, views=config.data.rendered_views,
+                       table=evaluation.format_compared(table, metric=metric, corner="run"))
+    save_figure(transfer_chart(table, metric), folder / f"{name}.png")
     write_whole(folder / "table.json", (json.dumps(table, indent=1) + "\n").encode())
     write_whole(folder / "README.md", page.encode())
     print(page)
@@ -148,12 +159,16 @@ def main(arguments: list[str] | None = None) -> int:
     notebook.add_argument("--out", type=Path, help="folder of the executed copy")
     metrics = commands.add_parser("metrics", help="print the figures of a run")
     metrics.add_argument("folder", type=Path)
-    compared = commands.add_parser("transfer", help="train on each kind of pair, test on each")
-    compared.add_argument("--preset", choices=sorted(PRESETS), default="demo")
-    compared.add_argument("--out", type=Path, default=ROOT / "results" / "transfer")
-    compared.add_argument("--steps", type=int, default=0, help="of every run; 0: the preset's")
-    compared.add_argument("--only", nargs="*", default=(), help="names of variants")
-    compared.add_argument("--base", type=Path, help="one more variant: on the base in this folder")
+    for name, text in (("transfer", "train on each kind of pair, test on each"),
+                       ("ablate", "train with one change at a time, test on the same sets")):
+        compared = commands.add_parser(name, help=text)
+        compared.add_argument("--preset", choices=sorted(PRESETS), default="demo")
+        compared.add_argument("--out", type=Path, default=ROOT / "results" / name)
+        compared.add_argument("--steps", type=int, default=0, help="of every run; 0: the preset's")
+        compared.add_argument("--only", nargs="*", default=(), help="names of variants")
+        compared.add_argument("--base", type=Path, help="one more variant: on this base")
+        compared.add_argument("--changes", type=json.loads, default={},
+                              help='to all, as JSON: {"data.test_images": 8}')
     tidy = commands.add_parser("tidy", help="make a notebook that Colab saved open on GitHub")
     tidy.add_argument("saved", type=Path)
     options = parser.parse_args(arguments)
@@ -162,9 +177,9 @@ def main(arguments: list[str] | None = None) -> int:
                          options.out or ROOT / "results" / options.preset)
         return 0
     try:
-        if options.command == "transfer":
-            compare_pairs(options.preset, options.out, options.base, options.steps,
-                          options.only)
+        if options.command in TITLES:
+            compare_variants(options.command, options.preset, options.out, base=options.base,
+                             steps=options.steps, only=options.only, changes=options.changes)
         else:
             tidy_notebook(options.saved) if options.command == "tidy" else _print(options.folder)
     except (OSError, ValueError) as error:
@@ -177,7 +192,7 @@ def _print(folder: Path) -> None:
     from .evaluation import format_table, read_metrics
 
     for name, figures in read_metrics(folder / "metrics.json")["sets"].items():
-        print(f"{name}: {format_table(figures)}")
+        print(f"{name}: {format_table(figures)}\n")
 
 
 if __name__ == "__main__":

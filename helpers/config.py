@@ -27,13 +27,14 @@ class DataConfig:
     size_px: int = 128  # side of the square images, a multiple of 64 (VAE ÷8, UNet ÷8 again)
     train_images: int = 128  # how many it learns from
     test_images: int = 24  # held out: never trained on, whatever train_images is
-    fitted_images: int = 8  # of these, also measured as underfitted Gaussians; at most test_images
+    fitted_images: int = 8  # of these, also measured as underfitted Gaussians and damaged otherwise
+    strength_images: int = 1  # of these, also measured at each strength and under each effect alone
     rendered_views: int = 1  # of each test head that are measured, inside the arc and outside each
 
     def __post_init__(self) -> None:
         _text(self, "source")
         _numbers(self, size_px=(64, 2048), train_images=(1, 30_000), test_images=(1, 2_000),
-                 fitted_images=(1, 2_000), rendered_views=(1, 100))
+                 fitted_images=(1, 2_000), strength_images=(1, 2_000), rendered_views=(1, 100))
         if self.size_px % 64:
             raise refused("data.size_px", "a multiple of 64", self.size_px, "use 128, 256 or 512")
 
@@ -88,9 +89,9 @@ class DegradeConfig:
 class PairsConfig:
     """Which kinds of pairs it learns from; the shares are relative to their sum."""
 
-    drawn: float = 0.4  # damage drawn on a face, by the amounts of `degrade`
-    fitted: float = 0.2  # a face described by Gaussians, stopped early and disturbed
-    rendered: float = 0.4  # a 3D fit of a procedural head, seen from a new view
+    drawn: float = 0.25  # damage drawn on a face, by the amounts of `degrade`
+    fitted: float = 0.15  # a face described by Gaussians, stopped early and disturbed
+    rendered: float = 0.6  # a 3D fit of a procedural head, seen from a new view
     own_share: float = 0.0  # renders and photographs of one's own
     own: str = ""  # their folder, with renders/ and photos/ of equal names; empty: none
     own_held_out: float = 0.125  # share of one's own photographs that is only measured
@@ -160,6 +161,7 @@ class OptimConfig:
     batch: int = 2  # images that pass through the network at once
     accumulate: int = 1  # batches whose gradients are averaged into one step
     learning_rate: float = 5e-5  # at the end of the warm-up
+    skip_rate: float = 1.0  # factor on it for the skip convolutions
     warmup_steps: int = 20  # steps until the full learning rate
     weight_decay: float = 0.01  # AdamW's own default
     clip_norm: float = 1.0  # largest norm of the whole gradient
@@ -167,8 +169,8 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _numbers(self, steps=(1, 10_000_000), batch=(1, 1_024), accumulate=(1, 1_024),
-                 learning_rate=(1e-9, 1.0), warmup_steps=(0, 100_000), weight_decay=(0.0, 1.0),
-                 clip_norm=(1e-6, 1e6))
+                 learning_rate=(1e-9, 1.0), skip_rate=(0.0, 1e3),
+                 warmup_steps=(0, 100_000), weight_decay=(0.0, 1.0), clip_norm=(1e-6, 1e6))
         if self.memory not in ("auto", "full", "lean"):
             raise _refused_field(self, "memory", "'auto', 'full' or 'lean'")
 
@@ -269,10 +271,12 @@ _SECTIONS = {f.name: f for f in dataclasses.fields(Config) if f.name != "preset"
 
 # What runs did before these fields were there, whatever their preset does now
 _BEFORE = {"model.mask": False, "loss.mask": 0.0, "pairs.drawn": 1.0,
-           "pairs.fitted": 0.0, "pairs.rendered": 0.0}
+           "pairs.fitted": 0.0, "pairs.rendered": 0.0,
+           "optim.skip_rate": 1.0}
 
 _SD_TURBO_RUN: dict[str, Any] = {
     "data.source": "celeba-hq", "data.size_px": 512, "data.test_images": 50,
+    "data.strength_images": 4,
     "model.base": SD_TURBO, "model.mask": True, "model.timestep": 249,
     "loss.gram": 1.0,  # 1 to 8 % of the gradient at 512 px; at 0.01 it did nothing
     # Rendered pairs are of procedural heads, 128 pixels wide: here there are photographs
@@ -289,7 +293,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "loss.clip": 0.0,  # CLIP's weights live on the hub, and the demo is offline
         "loss.vgg": "stlpips",
         "loss.vgg_view_px": 64,  # on two CPU cores the whole image would take half of each step
-        "optim.steps": 300, "optim.learning_rate": 8e-4, "optim.warmup_steps": 10,
+        "optim.steps": 240, "optim.learning_rate": 8e-4, "optim.warmup_steps": 10,
+        "optim.skip_rate": 0.08,  # see there, too
         "run.preview_every_steps": 40,
     },
     "t4": _SD_TURBO_RUN | {

@@ -20,7 +20,7 @@ from helpers.__main__ import NOTEBOOK
 from tests.places import copy_project
 
 SMALL = {"data.size_px": 64, "data.train_images": 6, "data.test_images": 6,
-         "data.fitted_images": 1, "run.preview_every_steps": 5}
+         "data.fitted_images": 1, "data.strength_images": 1, "run.preview_every_steps": 5}
 STEPS = 30
 WIDE = {"width": 1400, "height": 1000}
 TOKEN = "browser"

@@ -30,7 +30,8 @@ from helpers.storage.whole import write_whole
 
 STAND_IN = ROOT / "tests" / "colab"
 BESIDES = ("numpy", "pillow", "torchao")  # what the named packages bring, or must do without
-SMALL = {"data.size_px": 64, "data.train_images": 4, "data.test_images": 2, "optim.steps": 3}
+SMALL = {"data.size_px": 64, "data.train_images": 4, "data.test_images": 2,
+         "data.strength_images": 1, "optim.steps": 3}
 SAID = {  # by each of two runs
     "colab": (("colab: 3 packages mended", "Installed lpips", "Installed stlpips-pytorch",
                "Removed torchao"), ("finished",)),
@@ -117,7 +118,7 @@ def visit(place: str, folder: Path) -> dict[str, Any]:
         seconds.append(round(took, 1))
     after = versions()
     results = next(folder.glob("**/results/demo/metrics.json"))
-    gain = json.loads(results.read_text(encoding="utf-8"))["sets"]["held_out"]["gain"]
+    gain = json.loads(results.read_text(encoding="utf-8"))["sets"]["drawn"]["gain"]
     return {"place": place, "system": platform.platform(), "python": platform.python_version(),
             "versions": after, "changed_by_the_first_run": {
                 name: [before.get(name), after.get(name)] for name in sorted({*before, *after})

@@ -21,8 +21,8 @@ TINY = {f"degrade.{name}": 0.0 for name in AMOUNTS if name not in ("warp", "nois
     "data.size_px": 64, "data.train_images": 6, "data.test_images": 2, "model.base": str(GOLDEN),
     "pairs.drawn": 1.0, "pairs.fitted": 0.0, "pairs.rendered": 0.0,
     "loss.lpips": 0.0, "loss.gram": 0.0, "optim.batch": 1, "optim.steps": 6,
-    "optim.learning_rate": 1e-3, "optim.warmup_steps": 2, "run.name": "test",
-    "run.save_every_steps": 2}
+    "optim.learning_rate": 1e-3, "optim.skip_rate": 1.0, "optim.warmup_steps": 2,
+    "run.name": "test", "run.save_every_steps": 2}
 WALL_CLOCK = ("seconds", "images_per_s")  # of a record: the only part that may differ
 
 

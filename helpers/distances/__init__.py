@@ -2,4 +2,4 @@
 
 from .detail import detail
 from .losses import CLIP_FILES, CLIP_NAME, TERM_NAMES, EnhancerLoss
-from .metrics import Metrics
+from .metrics import IN_WORDS, Metrics

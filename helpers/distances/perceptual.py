@@ -86,12 +86,17 @@ def vgg_distances(network: lpips.LPIPS, ours: Tensor, theirs: Tensor, *, dtype: 
 
 
 def lpips_layer(head: nn.Module, ours: Tensor, theirs: Tensor) -> Tensor:
-    """What one tap (B, C, H, W) adds to LPIPS, float32 (B,).
+    """What one tap (B, C, H, W) adds to LPIPS, float32 (B,)."""
+    return lpips.spatial_average(lpips_cells(head, ours, theirs)).flatten()
+
+
+def lpips_cells(head: nn.Module, ours: Tensor, theirs: Tensor) -> Tensor:
+    """What each place of one tap (B, C, H, W) adds to LPIPS, float32 (B, 1, H, W).
 
     Source: Zhang et al. 2018, equation 1; https://arxiv.org/abs/1801.03924
     """
     a, b = (unit_vectors(tap.float()) for tap in (ours, theirs))
-    return lpips.spatial_average(head((a - b) ** 2)).flatten()
+    return head((a - b) ** 2)
 
 
 def unit_vectors(features: Tensor) -> Tensor:

@@ -1,9 +1,19 @@
-"""What an enhancer does to faces it never saw, against doing nothing: figures with intervals.
+"""What an enhancer does to faces it never saw, against doing nothing and a cheap filter.
 
-`sets.py` says what it is measured on, `results.py` how; `transfer.py` compares what it was trained
-on.
+`sets.py` says what it is measured on, `measuring.py` how, `result.py` how that is summed up, and
+`run.py` all that belongs to a run; `comparing.py` measures other tools on the same sets,
+`variants.py` other settings.
 """
 
-from .results import Result, evaluate, format_sets, format_table, read_metrics, write_metrics
-from .sets import Batch, HeldOut, held_out_pairs, rendered_views, underfitted_pairs
-from .transfer import format_transfer, standard_variants, transfer
+from .batch import Batch
+from .comparing import compare, write_sets
+from .files import read_metrics, to_csv, write_metrics
+from .filters import Filter, choose_filter
+from .measuring import SHOWN, Measured, Shown, evaluate, measure, pick
+from .result import KINDS, Result, Row, summarise
+from .rows import Rows
+from .run import Evaluation, Weights, evaluate_run, restore_by, timed
+from .sets import HeldOut, held_out_pairs
+from .strengths import STRENGTHS, measure_strengths
+from .tables import format_compared, format_sets, format_table
+from .variants import ablation_variants, run_variants, transfer_variants

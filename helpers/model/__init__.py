@@ -5,6 +5,6 @@ To learn how it is built read `enhancer.py`, then `adapters.py` and `base.py`.
 
 from .base import PARTS, is_embedded, part_files
 from .enhancer import SplatEnhancer
-from .exports import export, load
+from .exports import add_metrics, export, load
 from .hub import push
 from .pix2pix_turbo import from_pix2pix_turbo

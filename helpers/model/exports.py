@@ -65,16 +65,22 @@ def export(model: SplatEnhancer, config: Config, folder: str | Path, *,
     content = tensor_bytes.save({n: t.contiguous() for n, t in tensors.items()})
     card = _describe(config, step, metrics) | {"base_fingerprint": fingerprint(model),
                                                "sha256": digest(content)}
-    try:
-        text = json.dumps(card, indent=2, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise refused("metrics", "finite numbers, texts, lists and dicts", str(error),
-                      "leave out or convert what JSON cannot hold") from error
+    text = _to_text(card)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / WEIGHTS, content)
-    write_whole(folder / CARD, text.encode())
+    write_whole(folder / CARD, text)
     return folder
+
+
+def add_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Enter in the card of an export what was measured of it.
+
+    Raises:
+        ValueError: no export there, a damaged one, or metrics that JSON cannot hold.
+    """
+    card, _ = read(folder)
+    write_whole(folder / CARD, _to_text(card | {"metrics": metrics}))
 
 
 def load(name: str | Path, *, device: torch.device | str = "cpu",
@@ -161,6 +167,14 @@ def _refuse_other_card(card: Any) -> None:
         raise ValueError(f"base_fingerprint {marks}")
     card["model"].setdefault("mask", False)  # older exports name none
     ModelConfig(**{name: card["model"][name] for name in card["model"].keys() | MODEL_FIELDS})
+
+
+def _to_text(card: Mapping[str, Any]) -> bytes:
+    try:
+        return (json.dumps(card, indent=2, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise refused("metrics", "finite numbers, texts, lists and dicts", str(error),
+                      "leave out or convert what JSON cannot hold") from error
 
 
 def _describe(config: Config, step: int, metrics: Mapping[str, Any] | None) -> dict[str, Any]:

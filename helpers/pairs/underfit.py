@@ -6,7 +6,7 @@ what was found is disturbed. All of it follows from the photograph and a seed.
 
 Sources: Wu et al. (DIFIX3D+, 2025), stopped at 25 to 75 % of the schedule; Wu et al. (GenFusion,
 2025), a random patch; Yang et al. (GaussianObject, 2024), dropped, and scaled by 0.6 to 0.8; HuFix,
-up to 30 % of the pixels masked. `splats.fitted_pairs` is another recipe, for tests only: it starts
+up to 30 % of the pixels masked. `splats.fit_splats` is another recipe, for tests only: it starts
 from round specks without colour before the mean colour, moves several times faster, sees all
 pixels, and disturbs nothing.
 """

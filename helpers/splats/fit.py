@@ -7,24 +7,17 @@ another recipe (`pairs/underfit.py`).
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ..machine import Bar
-from ..storage import DamagedFile, read_sealed, write_sealed
 from .draws import Draws
 from .gaussians import Gaussians, describe
 from .rasteriser import drawing_device, rasterise
 
 GAUSSIANS = 2_000  # at 512 px each paints 130 pixels: strands and lashes merge; 500 at 128 px
 STEPS = 25  # the face is there; needles, specks and blotches are not yet fitted away
-FIRST_SEED = 800_000  # picture i of an evaluation set is fitted by this seed plus i
 # Per step of Adam. Kerbl et al. (2023) give sizes and turns more than places; all are larger here
 # by the 30,000 steps they take to our few, and overshoot: that is where the blotches come from.
 RATES = {"places": 4e-3, "lengths": 0.2, "angles": 0.3, "colors": 0.1, "opacities": 0.3}
@@ -57,42 +50,6 @@ def fit_splats(image: Tensor, gaussians: int, steps: int, *, seeds: Tensor) -> T
         there = image[own].detach().to(home, copy=True)
         fitted[own] = _fit(there, gaussians, steps, seeds[own].tolist())
     return fitted
-
-
-def fitted_pairs(clean: Iterable[Tensor], folder: Path, *, gaussians: int = GAUSSIANS,
-                 steps: int = STEPS, first_seed: int = FIRST_SEED, batches: int | None = None,
-                 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield pictures with their underfitted renders; renders are kept, and made only once.
-
-    The render of picture i lies in the folder as `0000i.safetensors`, sealed, with what it was made
-    from. Where it is damaged, or not what this call would make, it is made again.
-
-    Args:
-        clean: batches, each float32 (B, 3, H, W) in [0, 1].
-        folder: where the renders are kept; made if need be.
-        gaussians, steps: see `fit_splats`.
-        first_seed: picture i is fitted by this seed plus i.
-        batches: how many there will be, for the time left; None asks `clean` for its length.
-
-    Yields:
-        clean and fitted, each (B, 3, H, W) in [0, 1]; fitted in steps of 1/255.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    count = 0
-    for batch in Bar(clean, total=batches, desc="Fitting splats", unit="batch"):
-        seeds = torch.arange(len(batch)) + first_seed + count
-        paths = [folder / f"{count + i:05d}.safetensors" for i in range(len(batch))]
-        recipes = [_recipe(*sample, gaussians, steps)
-                   for sample in zip(batch, seeds.tolist(), strict=True)]
-        kept = [_read(*own) for own in zip(paths, recipes, strict=True)]
-        missing = [i for i, render in enumerate(kept) if render is None]
-        if missing:
-            made = fit_splats(batch[missing], gaussians, steps, seeds=seeds[missing])
-            for i, render in zip(missing, made, strict=True):
-                kept[i] = render.mul(255).round().byte().cpu()
-                write_sealed(paths[i], {"render": kept[i]}, {"recipe": recipes[i]})
-        yield batch, torch.stack(kept).float().div(255).to(batch.device)
-        count += len(batch)
 
 
 def draw_fit(values: Fit, depths: Tensor, wall: Tensor) -> Tensor:
@@ -155,17 +112,3 @@ def _start(image: Tensor, count: int, seeds: list[int]) -> tuple[Fit, Tensor]:
             "opacities": torch.full_like(drawn.depths, -1.0),  # 0.27: translucent
         }
     return {name: v.requires_grad_() for name, v in values.items()}, draws.uniform(count)
-
-
-def _recipe(clean: Tensor, seed: int, gaussians: int, steps: int) -> str:
-    digest = hashlib.sha256(clean.cpu().contiguous().numpy().tobytes()).hexdigest()
-    return json.dumps({"size": list(clean.shape[1:]), "clean": digest, "seed": seed,
-                       "gaussians": gaussians, "steps": steps, "rates": RATES})
-
-
-def _read(path: Path, recipe: str) -> Tensor | None:
-    with suppress(FileNotFoundError, DamagedFile):
-        tensors, texts = read_sealed(path)
-        if texts.get("recipe") == recipe:
-            return tensors["render"]
-    return None

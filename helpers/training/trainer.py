@@ -33,11 +33,13 @@ class Trainer:
         self.working = model.trainable()
         self.masters = {name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
                         for name, p in self.working.items()}
+        factors = {"skips": config.optim.skip_rate, "mask": MASK_FACTOR}
+        groups: dict[float, list[Tensor]] = {}
+        for name, p in self.masters.items():
+            groups.setdefault(factors.get(name.split(".")[0], 1.0), []).append(p)
         device = next(iter(self.working.values())).device
-        groups = {factor: [p for name, p in self.masters.items() if factor == _factor(name)]
-                  for factor in (1.0, MASK_FACTOR)}
         self.optimiser = torch.optim.AdamW(
-            [{"params": params, "factor": factor} for factor, params in groups.items() if params],
+            [{"params": params, "factor": factor} for factor, params in groups.items()],
             lr=config.optim.learning_rate, weight_decay=config.optim.weight_decay,
             foreach=True if device.type == "cuda" else None)  # few launches for all tensors
         self.halves = {name: p for name, p in self.working.items() if p is not self.masters[name]}
@@ -135,6 +137,3 @@ class Trainer:
             torch._foreach_copy_([*self.halves.values()],
                                  [self.masters[name] for name in self.halves])
 
-
-def _factor(name: str) -> float:
-    return MASK_FACTOR if name.startswith("mask.") else 1.0

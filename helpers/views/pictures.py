@@ -78,19 +78,21 @@ def to_bytes(image: Tensor, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def to_tag(jpeg: bytes, alt: str, *, size: tuple[int, int] | None = None) -> str:
-    """A JPEG as HTML, with a text for those who cannot see it.
+def to_tag(picture: bytes, alt: str, *, size: tuple[int, int] | None = None,
+           kind: str = "jpeg") -> str:
+    """A picture as HTML, with a text for those who cannot see it.
 
     HTML, because JupyterLab does not pass on the text that belongs to a bare picture.
 
     Args:
-        jpeg: its bytes.
+        picture: its bytes.
         alt: what it shows.
         size: width and height on the page in CSS pixels; None for the picture's own.
+        kind: "jpeg" or "png".
     """
     place = 'width="{}" height="{}" '.format(*size) if size else ""
     return (f'<img alt="{html.escape(alt)}" {place}style="max-width: 100%; height: auto" '
-            f'decoding="sync" src="data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}">')
+            f'decoding="sync" src="data:image/{kind};base64,{base64.b64encode(picture).decode()}">')
 
 
 def divided(before: Tensor, after: Tensor) -> str:

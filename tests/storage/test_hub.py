@@ -30,7 +30,7 @@ from transformers import CLIPTextModel
 from helpers.__main__ import NOTEBOOK, ROOT, execute_notebook
 from helpers.config import SD_TURBO, TINY_BASE, preset
 from helpers.distances.losses import CLIP_NAME
-from helpers.evaluation.results import read_metrics
+from helpers.evaluation import read_metrics
 from helpers.faces import stream
 from helpers.faces.regions import FACE_PARSER, FaceParser
 from helpers.faces.stream import CELEBA_HQ
@@ -44,8 +44,8 @@ from tests.hub import Fault, Hub, Repository
 from tests.hub_repositories import GROUP_ROWS, IMAGE_BYTES, repositories
 
 CHANGES = {"data.size_px": 64, "data.train_images": 6, "data.test_images": 6,
-           "data.fitted_images": 1, "optim.steps": 2, "loss.vgg": "stlpips",
-           "loss.vgg_view_px": 32}
+           "data.fitted_images": 1, "data.strength_images": 1, "optim.steps": 2,
+           "loss.vgg": "stlpips", "loss.vgg_view_px": 32}
 # What is read beyond a part: 5 MiB by the hub's file system, 32 by older `datasets`
 READ_AHEAD_BYTES = (5 if hasattr(datasets.IterableDataset, "reshard") else 37) * 2**20
 FOOTERS = 10 * 2**16  # of the shards, which are asked again and again
@@ -220,8 +220,10 @@ def test_t4_runs_from_the_first_cell_to_the_last_through_the_hub(sessions):
     assert results["base"] == SD_TURBO
     counts = {name: of["n"] for name, of in results["sets"].items()}
     heads = counts["rendered_inside"]
-    assert counts == {"drawn": 6, "clean": 6, "fitted": 1, "rendered_inside": heads,
-                      "rendered_outside": heads} and heads > 0
+    assert counts == {"drawn": 6, "drawn_heavy": 1, "clean": 6, "fitted": 1,
+                      "rendered_inside": heads, "rendered_outside": heads} and heads > 0
+    assert {"identity", "identity_to_input"} <= set(  # CLIP is at hand: the loss's
+        results["sets"]["drawn"]["restored"]) and results["absent"] == {}
     assert (place / "results" / "t4" / "restored.png").is_file()
 
 

@@ -17,9 +17,10 @@ from helpers.checkpoints import checkpoint as checkpoints
 from helpers.distances import Metrics
 from helpers.distances.losses import EnhancerLoss
 from helpers.faces.data import draw_batch, load_batches, prepare
+from helpers.model import SplatEnhancer
 from helpers.training.loop import learning_rate_at, train, training_batch
-from helpers.training.trainer import Trainer
-from tests.runs import run, saved_step, states_differ
+from helpers.training.trainer import MASK_FACTOR, Trainer
+from tests.runs import PROMPT, run, saved_step, states_differ
 
 
 def batch_at(config, faces, step):
@@ -125,6 +126,17 @@ def test_training_lowers_the_loss(config, build, faces, tmp_path):
     _, records = run(config.with_({"optim.steps": 24}), build, faces, tmp_path)
     early, late = (sum(r.losses["l1"] for r in part) for part in (records[:8], records[-8:]))
     assert late < 0.8 * early
+
+
+def test_skips_and_mask_learn_at_rates_of_their_own(config, build):
+    rated = config.with_({"optim.skip_rate": 0.25, "model.mask": True})
+    trainer = Trainer(rated, SplatEnhancer.from_pretrained(
+        rated.model, device="cpu", prompt_embedding=PROMPT))
+    names = {id(p): name for name, p in trainer.masters.items()}
+    found = {names[id(p)].split(".")[0]: group["factor"]
+             for group in trainer.optimiser.param_groups for p in group["params"]}
+    assert found == {"unet": 1.0, "vae": 1.0, "skips": 0.25, "mask": MASK_FACTOR}
+    assert sum(len(g["params"]) for g in trainer.optimiser.param_groups) == len(trainer.masters)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

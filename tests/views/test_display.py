@@ -15,12 +15,11 @@ from torchvision.transforms.functional import pil_to_tensor
 from helpers.checkpoints.checkpoint import Checkpoint, save
 from helpers.config import DegradeConfig, preset
 from helpers.degradation.pipeline import AMOUNTS, STAGES, degrade
-from helpers.evaluation.results import Result
 from helpers.faces import regions
 from helpers.machine import progress
 from helpers.training.loop import Record
-from helpers.views import display as show
-from helpers.views import pictures
+from helpers.views import charts, display, grids, pictures
+from helpers.views import live as training
 from helpers.views.pictures import PALETTE
 from helpers.views.sliders import DegradationSliders
 
@@ -32,10 +31,10 @@ REGIONS = torch.arange(6, dtype=torch.uint8).repeat(9, 32, 6)[..., :32]
 @pytest.mark.parametrize(("samples", "kinds"), [(1, 1), (3, 2), (1, 4)])
 def test_grids_have_one_titled_axis_per_image(samples, kinds):
     images = {f"kind {k}": CLEAN[k:k + samples] for k in range(kinds)}
-    figure = show.grid(images, rows=[f"row {i}" for i in range(samples)], title="all")
+    figure = grids.grid(images, rows=[f"row {i}" for i in range(samples)], title="all")
     assert len(figure.axes) == samples * kinds and figure.get_suptitle() == "all"
     assert [axis.get_title() for axis in figure.axes[:kinds]] == list(images)
-    turned = show.side_by_side(images)
+    turned = grids.side_by_side(images)
     assert len(turned.axes) == samples * kinds
     assert [axis.get_ylabel() for axis in turned.axes[::samples]] == list(images)
     assert (turned.axes[-1].images[0].get_array() ==
@@ -45,18 +44,18 @@ def test_grids_have_one_titled_axis_per_image(samples, kinds):
 @pytest.mark.parametrize("images", [{}, {"a": CLEAN[:0]}, {"a": CLEAN[:1], "b": CLEAN[:2]},
                                     {"a": CLEAN[:2], "b": CLEAN[:1]}])
 def test_empty_and_ragged_columns_are_refused(images):
-    for draw in (show.grid, show.side_by_side):
+    for draw in (grids.grid, grids.side_by_side):
         with pytest.raises(ValueError, match="expected entries of one length above 0"):
             draw(images)
 
 
 def test_no_images_or_more_labels_or_regions_than_images_are_refused():
     for images, maps in ((CLEAN[:0], REGIONS[:0]), (CLEAN[:2], REGIONS[:3]), (CLEAN, REGIONS[:1])):
-        for draw in (show.degradation_grid, DegradationSliders):
+        for draw in (grids.degradation_grid, DegradationSliders):
             with pytest.raises(ValueError, match="expected entries of one length"):
                 draw(images, maps, DegradeConfig())
     with pytest.raises(ValueError, match="expected 2 row labels, got 3"):
-        show.grid({"a": CLEAN[:2]}, rows=["one", "two", "three"])
+        grids.grid({"a": CLEAN[:2]}, rows=["one", "two", "three"])
 
 
 def test_region_colors_are_distinct_and_known():
@@ -80,7 +79,7 @@ def test_tints_mix_in_their_colour_by_its_weight_and_change_no_input(overlay, fu
 
 
 def test_degradation_grid_shows_every_sample_from_clean_to_degraded():
-    figure = show.degradation_grid(CLEAN[:2], REGIONS[:2], DegradeConfig(), seed=5)
+    figure = grids.degradation_grid(CLEAN[:2], REGIONS[:2], DegradeConfig(), seed=5)
     groups = [f"after {stage.name}" for stage in STAGES if len(stage.amounts) > 1]
     titles = ["clean", "regions", "variation", *groups, "degraded"]
     assert [axis.get_title() for axis in figure.axes[:len(titles)]] == titles
@@ -95,37 +94,13 @@ def test_degradation_grid_shows_every_sample_from_clean_to_degraded():
 
 
 def test_effect_grid_shows_every_effect_alone_and_the_regions_as_one():
-    effects = show.effect_grid(CLEAN[:1], REGIONS[:1]).axes
+    effects = grids.effect_grid(CLEAN[:1], REGIONS[:1]).axes
     titles = [axis.get_title() for axis in effects]
     amounts = [name for name in AMOUNTS if name not in regions.REGIONS]
     assert titles[0] == "clean"
     assert sorted(titles[1:]) == sorted(["regions", *(n.replace("_", " ") for n in amounts)])
     drawn = [axis.images[0].get_array() for axis in effects]
     assert all((picture != drawn[0]).any() for picture in drawn[1:])
-
-
-def compared(result):
-    """A comparison of as many faces as there are results, by an enhancer that changes nothing."""
-    pairs = [(batch, batch, []) for batch in CLEAN[:result.n].split(4)]
-    model = SimpleNamespace(enhance_and_show=lambda batch: (batch, torch.ones_like(batch[:, :1])))
-    return show.ranked_comparison(model, result, pairs, title="drawn, ")
-
-
-@pytest.mark.parametrize(("count", "kinds"), [
-    (1, "best"), (3, "best best worst"), (4, "best best worst worst"),
-    (5, "best best median worst worst"), (9, "best best median median worst worst")])
-def test_comparison_labels_best_median_and_worst_truly(count, kinds):
-    left = [(7 * i % count) / 100 for i in range(count)]
-    figure = compared(Result({"stlpips_alex": [0.5] * count, "psnr": [9.0] * count},
-                             {"stlpips_alex": left, "psnr": [9.0 + x for x in left]}))
-    width = len(figure.axes) // 4  # degraded, restored, where it repaired, clean
-    labels = [axis.get_title() for axis in figure.axes[:width]]
-    assert " ".join(label.split()[0] for label in labels) == kinds
-    assert figure.get_suptitle().startswith("drawn, stlpips_alex: ")  # the first one ranks
-    assert sorted(labels, key=lambda label: label[-4:]) == labels
-    for label, axis in zip(labels, figure.axes[3 * width:], strict=True):
-        face = left.index(float(label.split()[-1]))
-        assert (axis.images[0].get_array() == CLEAN[face].permute(1, 2, 0).numpy()).all()
 
 
 def steps_of(totals, **others):
@@ -135,38 +110,38 @@ def steps_of(totals, **others):
 
 def test_a_term_far_below_the_others_is_named_so_and_a_bad_step_changes_nothing():
     history = steps_of([math.nan, 1.0, math.inf, 2.0, math.nan], gram=1e-9)
-    legend = show.training_curve(history).axes[0].get_legend()
+    legend = charts.training_curve(history).axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["l1", "gram (below)", "total"]
 
 
 @pytest.mark.parametrize("totals", [[], [1.0], [2.0] * 100, [math.nan, 1.0, math.inf, 0.0]])
 def test_training_curve_draws_each_term_over_its_steps(totals, tmp_path):
-    lines = (figure := show.training_curve(steps_of(totals))).axes[0].lines
+    lines = (figure := charts.training_curve(steps_of(totals))).axes[0].lines
     assert len(lines) == (4 if totals else 0)  # l1 and total, smoothed and as measured
     assert all(list(line.get_xdata()) == list(range(1, len(totals) + 1)) for line in lines)
     if len(totals) == 100:
         assert set(lines[2].get_ydata().tolist()) == {2.0}
-    show.save_figure(figure, tmp_path / "curve.png")
+    display.save_figure(figure, tmp_path / "curve.png")
 
 
 def test_saved_figures_open_and_other_formats_leave_nothing(tmp_path):
-    figure = show.grid({"a": CLEAN[:1]})
+    figure = grids.grid({"a": CLEAN[:1]})
     for name, kind in {"a.png": "PNG", "b.jpg": "JPEG", "c.jpeg": "JPEG"}.items():
-        with Image.open(show.save_figure(figure, tmp_path / "new" / name, dpi=50)) as image:
+        with Image.open(display.save_figure(figure, tmp_path / "new" / name, dpi=50)) as image:
             image.load()
             assert image.format == kind and min(image.size) > 50
     with pytest.raises(ValueError, match="not supported"):
-        show.save_figure(figure, tmp_path / "new" / "d.words")
+        display.save_figure(figure, tmp_path / "new" / "d.words")
     assert {p.name for p in (tmp_path / "new").iterdir()} == {"a.png", "b.jpg", "c.jpeg"}
 
 
 def test_saved_image_holds_the_nearest_bytes(tmp_path):
     pixels = torch.arange(3 * 256).view(1, 3, 16, 16) % 256
-    path = show.save_image(pixels / 255, tmp_path / "new" / "a.png")
+    path = display.save_image(pixels / 255, tmp_path / "new" / "a.png")
     with Image.open(path) as image:
         assert torch.equal(pil_to_tensor(image)[None].long(), pixels)
     odd = torch.tensor([-1.0, 0.9999, 3.0]).half().view(1, 3, 1, 1).requires_grad_()
-    with Image.open(show.save_image(odd, path)) as image:
+    with Image.open(display.save_image(odd, path)) as image:
         assert image.getpixel((0, 0)) == (0, 255, 255)
     assert [p.name for p in path.parent.iterdir()] == ["a.png"]
 
@@ -185,7 +160,7 @@ def shown(monkeypatch):
     found = []
     slot = SimpleNamespace(update=found.append)
     monkeypatch.setattr(progress, "get_ipython", lambda: SimpleNamespace(kernel=None))
-    for module in (show, progress):
+    for module in (display, training, progress):
         monkeypatch.setattr(module, "display", lambda page, **_: found.append(page) or slot)
     return found
 
@@ -199,7 +174,7 @@ def test_live_training_begins_where_training_goes_on_outside_a_notebook_too(tmp_
     path.write_bytes(content)
     seen = []
     model = SimpleNamespace(enhance=lambda images: seen.append(len(images)) or images)
-    live = show.LiveTraining(CONFIG, model, CLEAN[:1], CLEAN[1:2], folders=[tmp_path, None])
+    live = training.LiveTraining(CONFIG, model, CLEAN[:1], CLEAN[1:2], folders=[tmp_path, None])
     assert [entry["step"] for entry in live.history] == [1] and "1/5" in str(live.bar)
     for step in range(2, 6):
         live.update(record(step))
@@ -209,7 +184,8 @@ def test_live_training_begins_where_training_goes_on_outside_a_notebook_too(tmp_
 
 
 def test_live_training_shows_bar_curve_and_grid_each_in_one_slot(shown):
-    live = show.LiveTraining(CONFIG, SimpleNamespace(enhance=torch.clone), CLEAN[:1], CLEAN[1:2])
+    model = SimpleNamespace(enhance=torch.clone)
+    live = training.LiveTraining(CONFIG, model, CLEAN[:1], CLEAN[1:2])
     live.draw()  # before the first step there is no curve yet
     live.update(record(1))
     live.close()
@@ -221,12 +197,12 @@ def test_live_training_shows_bar_curve_and_grid_each_in_one_slot(shown):
 
 
 def test_shown_figures_are_jpeg_with_a_text_for_those_who_cannot_see(shown):
-    show.show(show.grid({"a": CLEAN[:1]}), alt='a "face"')
+    display.show(grids.grid({"a": CLEAN[:1]}), alt='a "face"')
     assert 'alt="a &quot;face&quot;"' in shown[0].data and jpeg(shown[0])[:2] == b"\xff\xd8"
 
 
 def test_compared_images_keep_their_pixels_and_their_order(shown):
-    show.compare(CLEAN[:1, :, :24], CLEAN[1:2, :, :24])
+    display.compare(CLEAN[:1, :, :24], CLEAN[1:2, :, :24])
     tags = re.findall(r"<img [^>]+>", shown[0].data)
     for tag, name, image in zip(tags, ("input", "restored"), CLEAN[:2, :, :24], strict=True):
         assert f'alt="{name}" width="420" height="315"' in tag
