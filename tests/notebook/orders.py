@@ -223,6 +223,7 @@ def _quick(home: Path):
     with mock.patch.dict(runtime.HOMES, local=home), \
             mock.patch.object(enhancer, "embed_prompt", lambda *_: PROMPT), \
             mock.patch.object(Figure, "savefig", lambda _, file, **options: file.write(b"x")), \
+            mock.patch.object(evaluation.run, "measure_strengths", lambda *_, **__: {}), \
             mock.patch.object(evaluation.sets, "load_fits", lambda _: fits):
         yield
 
