@@ -158,8 +158,8 @@ def test_a_strength_of_the_form_is_taken_as_it_is(notebook, names, value):
 
 def test_a_mix_that_was_put_back_leaves_nothing(notebook, names, monkeypatch):
     exec(cell_of(notebook, "Choose the settings").replace('"auto"', '"demo"', 1), names)
-    names |= dict.fromkeys(("work", "faces", "faces_on_drive", "machine"), names["machine"])
-    names["work"], names["prepare_pairs"] = ROOT, lambda *_, **__: {}
+    names |= {"work": ROOT, "faces": None, "faces_on_drive": None,
+              "prepare_pairs": lambda *_, **__: {}}
     before, cell = names["config"], cell_of(notebook, "Mix the pairs")
     exec(cell.replace("OWN = 0.0", "OWN = 0.5").replace('OWN_PAIRS = ""', 'OWN_PAIRS = "x"'), names)
     assert names["config"].pairs.own_share == 0.5 and names["config"].pairs.drawn == 0
