@@ -21,7 +21,7 @@ def sources():
 
 
 def test_cells_in_random_orders_end_right_or_with_a_line_and_files_tell_the_truth():
-    checked = try_orders(4, seed=1)  # python -m tests.notebook.orders 200
+    checked = try_orders(8, seed=1)  # python -m tests.notebook.orders 200
     assert checked["checkpoints"] > 2 and checked["cells that ended right"] > 10
 
 
