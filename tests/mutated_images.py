@@ -2,8 +2,8 @@
 
     python -m tests.mutated_images 100000
 
-Read rightly means: a whole picture in [0, 1], finite, no larger than allowed; and, where the file
-says its own checksum is right (PNG) or was only cut where nothing stood, equal to the original.
+Read rightly means: a whole picture, finite, in [0, 1], no larger than allowed. Whether a flipped
+bit in a format without checksums (BMP, TIFF, JPEG) changed a colour, nobody can know.
 """
 
 from __future__ import annotations
