@@ -41,6 +41,9 @@ def execute_notebook(preset: str, source: Path, folder: Path) -> Path:
     import nbformat
     from nbclient import NotebookClient
 
+    if folder.resolve() == source.parent.resolve():
+        raise refused("--out", "another folder than the notebook's, which would be written over",
+                      str(folder), "choose another")
     notebook = nbformat.read(source, as_version=4)
     code = [i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"
             and cell.source.strip()]
@@ -173,8 +176,10 @@ def main(arguments: list[str] | None = None) -> int:
     tidy.add_argument("saved", type=Path)
     options = parser.parse_args(arguments)
     if options.command == "notebook":
-        execute_notebook(options.preset, ROOT / NOTEBOOK,
-                         options.out or ROOT / "results" / options.preset)
+        folder = options.out or ROOT / "results" / options.preset
+        if folder.resolve() == ROOT:
+            parser.error("--out: the source notebook lies there, and is not written over")
+        execute_notebook(options.preset, ROOT / NOTEBOOK, folder)
         return 0
     try:
         if options.command in TITLES:

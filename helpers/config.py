@@ -15,6 +15,7 @@ from .storage import write_whole
 ASSETS = Path(__file__).parent / "assets"
 TINY_BASE = "tiny-sd-turbo"  # ours, embedded in helpers/assets
 SD_TURBO = "stabilityai/sd-turbo"
+LONGEST_NAME = 100
 NO_FILE_NAMES = {"con", "prn", "aux", "nul", *(f"{device}{number}" for device in ("com", "lpt")
                                                for number in range(1, 10))}  # on Windows
 
@@ -193,6 +194,9 @@ class RunConfig:
         if not whole or self.name.split(".")[0].lower() in NO_FILE_NAMES:
             raise refused("run.name", "letters, digits, '-', '_' and '.' within, and no name that "
                           "Windows keeps to itself", self.name, "rename it")
+        if len(self.name.encode()) > LONGEST_NAME:
+            raise refused("run.name", f"{LONGEST_NAME} bytes at most, for it names folders",
+                          f"{self.name[:20]}… of {len(self.name.encode())}", "shorten it")
         _numbers(self, seed=(0, 2**31 - 1), save_every_steps=(1, 1_000_000),
                  save_every_s=(1, 86_400), loader_workers=(0, 64),
                  preview_every_steps=(1, 1_000_000))

@@ -208,6 +208,15 @@ class TrueShapes(nn.Module):
         """As `SplatEnhancer.trainable`."""
         return self.tensors
 
+    def refuse_other_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """As `SplatEnhancer.refuse_other_tensors`, whose checkpoints these are."""
+
+    keep_start = forget = lambda self: None
+
+    def take_over(self, tensors: Mapping[str, torch.Tensor], learned: object) -> None:
+        """As `SplatEnhancer.take_over`."""
+        self.load_trained(tensors)
+
     @torch.no_grad()
     def load_trained(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """As `SplatEnhancer.load_trained`."""

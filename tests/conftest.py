@@ -53,8 +53,9 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> data.Faces:
 @pytest.fixture
 def build(config: settings.Config):
     """A function that builds the same fresh model each time, and its loss."""
-    def fresh(dtype: torch.dtype = torch.float32) -> tuple[SplatEnhancer, EnhancerLoss]:
+    def fresh(dtype: torch.dtype = torch.float32,
+              seed: int = 0) -> tuple[SplatEnhancer, EnhancerLoss]:
         model = SplatEnhancer.from_pretrained(config.model, device="cpu", dtype=dtype,
-                                              prompt_embedding=PROMPT)
+                                              prompt_embedding=PROMPT, seed=seed)
         return model, EnhancerLoss(config.loss, device="cpu")
     return fresh

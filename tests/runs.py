@@ -29,7 +29,7 @@ WALL_CLOCK = ("seconds", "images_per_s")  # of a record: the only part that may 
 def run(config: Config, build, faces, folder: Path, steps: int | None = None, *, loss=None,
         dtype: torch.dtype = torch.float32, **options):
     """Train a fresh model for some steps (all that are left); returns it, and the records."""
-    model, own_loss = build(dtype)
+    model, own_loss = build(dtype, config.run.seed)
     records = list(islice(train(config, model, faces, loss or own_loss, folder=folder, **options),
                           steps))
     return model, records

@@ -13,8 +13,9 @@ import pytest
 from helpers.__main__ import ROOT
 
 HOUSE = ROOT / "helpers"
-FLOORS = ("errors", "storage", "config", "machine", "checkpoints", "distances", "model", "splats",
-          "faces", "degradation", "pairs", "training", "evaluation", "plans", "views", "__main__")
+FLOORS = ("errors", "storage", "pictures", "config", "machine", "checkpoints", "distances",
+          "model", "splats", "faces", "degradation", "pairs", "training", "evaluation", "plans",
+          "views", "__main__")
 MODULES = [path for path in sorted(HOUSE.rglob("*.py")) if path != HOUSE / "__init__.py"]
 
 

@@ -11,9 +11,11 @@ from .checkpoint import (
     harmless_changes,
     load,
     newest,
+    refuse_lone_moments,
     refuse_other_run,
     save,
     step_or_none,
+    trained_digest,
 )
 from .claims import Claim, claim
 from .publisher import Publisher

@@ -6,9 +6,10 @@ whether it is whole. Of several files the newest whole one counts.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -39,6 +40,7 @@ BINDING = ("model.base", "model.timestep", "model.unet_rank", "model.vae_rank", 
            "model.mask",
            "data.source", "data.size_px", "data.train_images", "run.seed")
 
+NAMED = ("avatars", "celeba-hq")  # sources that are no folder
 Found = tuple[list[tuple[int, Path]], list[str]]  # files with their step, and lines on the others
 
 
@@ -59,6 +61,20 @@ class Checkpoint:
         """The fp32 trained tensors, by the names they have in the model."""
         return {name.removeprefix("model/"): tensor for name, tensor in self.tensors.items()
                 if name.startswith("model/")}
+
+    @property
+    def digest(self) -> str:
+        """See `trained_digest`."""
+        return trained_digest(self.trained)
+
+
+def trained_digest(trained: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of trained tensors in fp32, by name: whose weights they are."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(trained.items()):
+        found.update(name.encode())
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def save(checkpoint: Checkpoint, folder: Path, *, best: bool = False) -> Path:
@@ -104,17 +120,19 @@ def load(path: Path) -> Checkpoint:
     tensors, texts = read_sealed(path)
     with damage_named(path):
         state = _from_json(tensors.pop(STATE).numpy().tobytes())
+        _refuse_incomplete(tensors, state.pop("tensors"))
         return Checkpoint(_step(texts), Config.from_json(texts["config"]), tensors,
                           faces=texts.get("faces", ""), **state)
 
 
-def newest(folders: Iterable[Path], *,
-           timeout_s: float = 120.0) -> tuple[Checkpoint | None, list[str]]:
+def newest(folders: Iterable[Path], *, timeout_s: float = 120.0,
+           fits: Callable[[Checkpoint], None] | None = None) -> tuple[Checkpoint | None, list[str]]:
     """Find the checkpoint with the most steps among the good ones; no clock is asked.
 
     Args:
         folders: where the run may have saved, the fastest first: this disk, Drive.
         timeout_s: how long a folder, and then a file, may take to answer: Drive can hang.
+        fits: raises ValueError for a state that could not be used; it is passed over.
 
     Returns:
         The checkpoint, or None, and one line for each file that was passed over.
@@ -122,29 +140,40 @@ def newest(folders: Iterable[Path], *,
     found, passed_over = _find(folders, timeout_s)
     for _, path in found:
         try:
-            return within(timeout_s, load, path), passed_over
-        except (OSError, ValueError) as error:
+            saved = within(timeout_s, load, path)
+            if fits:
+                fits(saved)
+            return saved, passed_over
+        except Exception as error:  # whatever is wrong with it, another may be whole
             passed_over.append(_line(path, error))
     return None, passed_over
 
 
-def refuse_other_run(saved: Checkpoint, config: Config, faces: str = "") -> None:
+def refuse_other_run(saved: Checkpoint, config: Config,
+                     faces: str | Sequence[str] = "") -> None:
     """Raise ValueError where config or faces differ in what the trained tensors mean.
 
     How many images a step takes is fixed too, for it is their place in the order of images. How
     they are divided is not: `batch` 1 with `accumulate` 2 goes on from `batch` 2. In a folder of
-    photos that has changed, a face may be held out now that was trained on then.
+    photos that has changed, a face may be held out now that was trained on then. Where the folder
+    lies, and how its path is written, does not matter: the photographs in it do.
+
+    Args:
+        faces: what the images are known by, and perhaps what older files call them.
     """
     then, now = _fields(saved.config), _fields(config)
+    names = [name for name in ((faces,) if isinstance(faces, str) else faces) if name]
+    if saved.faces and names and not {then["data.source"], now["data.source"]} & set(NAMED):
+        then["data.source"] = now["data.source"]
     changed = [f"{path}: {then[path]!r} then, {now[path]!r} now"
                for path in (*BINDING, "optim.batch · optim.accumulate") if then[path] != now[path]]
     if changed:
         raise ValueError(f"run {config.run.name!r}: expected the settings it was started with, got "
                          f"{'; '.join(changed)}; set them back, or choose another run.name")
-    if saved.faces and faces and saved.faces != faces:
+    if saved.faces and names and saved.faces not in names:
         raise ValueError(f"run {config.run.name!r}: expected to train on the {saved.faces} that it "
-                         f"was started with, got {faces}; give {config.data.source} the images and "
-                         "names that it had, or choose another run.name")
+                         f"was started with, got {names[0]}; give {config.data.source} the images "
+                         "and names that it had, or choose another run.name")
 
 
 def harmless_changes(saved: Config, now: Config) -> dict[str, list[Any]]:
@@ -180,6 +209,29 @@ def step_or_none(path: Path) -> int | None:
     return None
 
 
+def set_aside_unusable(folder: Path, later_than: int,
+                       fits: Callable[[Checkpoint], None] | None = None) -> Path | None:
+    """Rename a later `latest` that is sealed but no state to go on from: it would bar all saves.
+
+    Args:
+        later_than: the step that the run goes on after; -1 where it begins.
+        fits: as for `newest`.
+
+    Returns:
+        Its new place; None where nothing stood in the way.
+    """
+    latest = folder / LATEST
+    if (step := step_or_none(latest)) is None or step <= later_than:
+        return None
+    try:
+        saved = load(latest)
+        if fits:
+            fits(saved)
+    except ValueError:
+        return latest.replace(latest.with_name(LATEST + ".unusable"))
+    return None
+
+
 def is_earlier(before: int | None, step: int, path: Path) -> bool:
     """Whether a file holds a whole state of an earlier step.
 
@@ -200,6 +252,7 @@ def is_earlier(before: int | None, step: int, path: Path) -> bool:
 def _to_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The tensors, and as one more, in JSON, what is no tensor."""
     state = {name: getattr(checkpoint, name) for name in ("loss_scale", "history", "notes")}
+    state["tensors"] = sorted(checkpoint.tensors)
     text = bytearray(json.dumps(state).encode())
     return checkpoint.tensors | {STATE: torch.frombuffer(text, dtype=torch.uint8)}
 
@@ -225,7 +278,33 @@ def _from_json(text: bytes) -> dict[str, Any]:
         raise ValueError("a history or notes that are no lists of records")
     if not all(isinstance(number, int | float) for number in state["loss_scale"].values()):
         raise ValueError(f"the loss scale {state['loss_scale']!r:.60}")
-    return {name: state[name] for name in ("loss_scale", "history", "notes")}
+    return {name: state[name] for name in ("loss_scale", "history", "notes")} | {
+        "tensors": state.get("tensors")}
+
+
+def _refuse_incomplete(tensors: Mapping[str, Tensor], listed: list[str] | None) -> None:
+    """Raise ValueError where a state could not be gone on from: it is judged when it is chosen.
+
+    Args:
+        listed: the names that were written; None in older files.
+    """
+    if listed is not None and listed != sorted(tensors):
+        raise ValueError(f"other tensors than were written: {sorted({*listed} ^ {*tensors})[:3]}")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{name} is not finite")
+
+
+def refuse_lone_moments(saved: Checkpoint) -> None:
+    """Raise ValueError where AdamW could not take over its moments: each has its like and shape."""
+    trained = saved.trained
+    for name, tensor in saved.tensors.items():
+        kind, _, own = name.partition("/")
+        twin = {"exp_avg": "exp_avg_sq", "exp_avg_sq": "exp_avg"}.get(kind)
+        if twin and (own not in trained or f"{twin}/{own}" not in saved.tensors
+                     or tensor.shape != trained[own].shape or "updates" not in saved.tensors):
+            raise ValueError(f"{name}: expected beside it {twin} of the same shape and the number "
+                             "of updates, got not all of them; use another copy")
 
 
 def _write_companions(checkpoint: Checkpoint, latest: Path, *, best: bool) -> None:

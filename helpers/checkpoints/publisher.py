@@ -117,7 +117,7 @@ class Publisher:
             if not self.lost:
                 self._pass_fence()
                 self._publish()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever it is, the next save tries again
             self._tell(error)
         finally:
             self._busy_since = None

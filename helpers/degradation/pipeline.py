@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..config import DegradeConfig
 from ..faces import REGIONS
+from ..pictures import check_images
 from ..splats import Draws, drawing_device
 from . import effects
 from .resplat import DEFECTS, resplat
@@ -210,9 +211,7 @@ def _check_clean(clean: Tensor, regions: Tensor) -> None:
     _expect(regions.shape == (len(clean), *clean.shape[2:]) and regions.device == clean.device,
             "regions", f"{(len(clean), *clean.shape[2:])} on {clean.device}", regions,
             "pass one map per image, of its size")
-    low, high = torch.stack(clean.aminmax()).tolist()
-    _expect(low >= 0 and high <= 1, "clean", "finite values in [0, 1]", f"[{low:g}, {high:g}]",
-            "divide bytes by 255")
+    check_images(clean, "clean")
 
 
 def _check_regions(regions: Tensor, seeds: Tensor) -> None:

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from ..config import LossConfig
 from ..errors import refused
+from ..pictures import check_images
 from ..storage import TRANSFORMERS_WEIGHTS, fetch, load_whole
 from .detail import detail, window_mean
 from .perceptual import VGG_NAMES, load_lpips, load_or_explain, vgg_distances
@@ -175,3 +176,4 @@ def _check_pair(restored: Tensor, clean: Tensor) -> None:
     if clean.shape != restored.shape:
         raise refused("clean", f"the shape of restored {shape}", tuple(clean.shape),
                       "pass the two halves of the same pairs")
+    check_images(clean, "clean")

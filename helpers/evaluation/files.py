@@ -23,14 +23,16 @@ PACKAGES = ("torch", "torchvision", "diffusers", "peft", "transformers", "lpips"
 FIELDS = ("config", "seed", "step", "base", "versions", "device", "sets")  # that readers rely on
 
 
-def write_metrics(folder: Path, evaluation: Evaluation) -> dict[str, Any]:
+def write_metrics(folder: Path, evaluation: Evaluation,
+                  changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Write `metrics.json` and `metrics.csv`, each whole or not at all; returns the first.
 
     Args:
         folder: of the results; made if need be.
         evaluation: from `evaluate_run`.
+        changed: settings that were others when it was measured: field → [in training, since].
     """
-    content = describe(evaluation)
+    content = describe(evaluation) | ({"changed_since_training": dict(changed)} if changed else {})
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "metrics.csv", to_csv(evaluation.sets).encode())
     write_whole(folder / "metrics.json",

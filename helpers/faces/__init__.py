@@ -22,5 +22,5 @@ from .sources import (
     square,
     store_name,
 )
-from .store import PartialStore, as_prepared, read_contents
+from .store import PartialStore, as_prepared, open_rows, print_of, read_contents
 from .stream import CELEBA_HQ

@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from PIL import Image
@@ -24,6 +23,7 @@ from ..storage import keep, make_once
 from .regions import FaceParser
 from .sources import (
     IMAGE_ERRORS,
+    NUMBERED,
     Sample,
     derive_number,
     draw_samples,
@@ -32,7 +32,7 @@ from .sources import (
     store_name,
     too_few,
 )
-from .store import GROUP, PartialStore, as_prepared, read_contents
+from .store import GROUP, PartialStore, as_prepared, open_rows, print_of, read_contents, read_prints
 from .stream import Row
 
 Parser = Callable[[Tensor], Tensor]  # (B, 3, H, W) in [0, 1] -> regions (B, H, W) uint8
@@ -46,17 +46,25 @@ class Faces:
         skipped: the images left out, each with the reason.
         labels: of the photographs, where the source has some: name and how many.
         small: how many photographs were enlarged.
-        trained_on: names the training faces and their order, on every machine alike.
+        trained_on: names the training faces and their order, on every machine alike:
+            photographs by their pixels, others by their numbers.
+        formerly: `trained_on` of older checkpoints, which knew photographs by name.
+        made_of: data settings and seed, where `prepare` made them.
     """
+
+    made_of: tuple[DataConfig, int] | None = None
 
     def __init__(self, store: Path) -> None:
         self.store, told = store, read_contents(store)
         self.skipped, self.labels, self.small = told.skipped, told.labels, told.small
-        rows = datasets.load_from_disk(str(store))
+        rows = open_rows(store)
         split = np.array(list(rows["split"]))
         self.train = rows.select(np.flatnonzero(split == "train"))
         self.test = rows.select(np.flatnonzero(split == "test"))
-        self.trained_on = f"{len(self.train)} faces {derive_number(*self.train['key']):016x}"
+        keys = list(self.train["key"])
+        self.trained_on = self.formerly = f"{len(keys)} faces {derive_number(*keys):016x}"
+        if not all(NUMBERED.fullmatch(key) for key in keys):
+            self.trained_on = f"{len(keys)} photographs {derive_number(*self.prints('train')):016x}"
 
     def __len__(self) -> int:
         return len(self.train) + len(self.test)
@@ -64,6 +72,11 @@ class Faces:
     def __str__(self) -> str:
         kinds = "".join(f", {count} {label}" for label, count in sorted(self.labels.items()))
         return f"{len(self.train)} faces to train on, {len(self.test)} held out{kinds}"
+
+    def prints(self, split: str) -> list[str]:
+        """What the pictures of a split are known by, in order; see `picture_print`."""
+        rows, known = getattr(self, split), read_prints(self.store)
+        return [known.get(key) or print_of(rows[i]["image"]) for i, key in enumerate(rows["key"])]
 
     def load(self, split: str, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Decode some faces.
@@ -112,6 +125,7 @@ def prepare(config: DataConfig, folder: Path, *, device: torch.device | str = "c
     make_once(store, drive, lambda: _fill(PartialStore(store), config, seed, rows, parse, device,
                                           progress))
     faces = Faces(store)
+    faces.made_of = config, seed
     keep(store, drive)
     if faces.skipped:
         print(f"data: {left_out(faces.skipped)}")

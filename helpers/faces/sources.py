@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import os
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from ..config import DataConfig
 from ..errors import refused
+from ..pictures import (
+    GONE,
+    SUFFIXES,
+    UNREAD_SUFFIXES,
+    UnusablePicture,
+    opened,
+    orientation,
+    read_labels,
+    read_picture,
+    upright,
+)
+from ..storage import own_path, safe_name
 from .regions import CELEBA_MASK_LABELS, FACE_PARSER, region_lookup
 from .stream import CELEBA_HQ, ORDER, Place, Row, rows_from
 
@@ -23,10 +36,10 @@ AVATARS = "685f4f37"  # their version: other pictures want another (tests/faces/
 FIRST_TEST_AVATAR = 1_000_000  # avatar seeds from here on are never trained on
 TEST_SHARE = 1 / 8  # of a stream's images: held out whether or not they are asked for
 SMALLEST_SIDE_PX = 64
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")  # PIL would run Ghostscript on an EPS
 STORE_FORMAT = 2  # raised whenever what stands in a store's folder changes
-GONE = (errno.EIO, errno.ENOTCONN, errno.ETIMEDOUT)  # Drive, not the image
-IMAGE_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # PIL raises all
+IMAGE_ERRORS = (OSError, SyntaxError, ValueError)  # of what we have written ourselves
+
+NUMBERED = re.compile(r"(avatar|celeba-hq(-mixed)?)-\d+")  # keys that say what a picture is
 
 Sample = tuple[str, str, Image.Image, Image.Image | None]  # key, split, image, regions if known
 
@@ -63,7 +76,7 @@ def store_name(config: DataConfig, seed: int) -> str:
         files, masks = _photo_files(config.source)
         paths = [*files, *(sorted(masks.glob("*.png")) if masks else ())]
         stats = [path.stat() if path.is_file() else path.lstat() for path in paths]
-        label = files[0].parent.name
+        label = safe_name(files[0].parent.name)
         version = _digest(masks, *((path, stat.st_size, stat.st_mtime)
                                    for path, stat in zip(paths, stats, strict=True)))
     counts = f"{config.train_images}+{config.test_images}"
@@ -108,26 +121,22 @@ def derive_number(*parts: int | str) -> int:
 
 
 def read_image(source: Path | bytes | Image.Image) -> Image.Image:
-    """Read a photograph as upright RGB: EXIF turned, grey repeated, transparency on white.
+    """Read a photograph as upright 8-bit sRGB: whatever its file says is heeded; alpha on white.
 
     Raises:
-        ValueError: a side under 64 pixels, or nothing that could be an image.
-        OSError: not an image, or a truncated one.
+        ValueError: a side under 64 pixels, or nothing that can be read; see `read_picture`.
+        OSError: the disk or Drive does not answer.
     """
-    if isinstance(source, Path):
-        source = source.expanduser().read_bytes()
-    if not isinstance(source, bytes | Image.Image):
-        raise ValueError(f"expected the bytes of an image, got {type(source).__name__}")
-    image = source if isinstance(source, Image.Image) else _opened(source)
-    image = ImageOps.exif_transpose(image)
-    if min(image.size) < SMALLEST_SIDE_PX:
-        raise ValueError(f"expected sides of {SMALLEST_SIDE_PX} pixels or more, got {image.size}")
-    if image.mode.startswith("I"):  # 16-bit grey, which PIL would clip to white
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    picture = read_picture(source)
+    if min(picture.size) < SMALLEST_SIDE_PX:
+        raise UnusablePicture(picture.name, f"expected sides of {SMALLEST_SIDE_PX} pixels or more, "
+                              f"got {picture.size}")
+    return picture.to_image()
+
+
+def picture_print(image: Image.Image) -> str:
+    """What a picture is known by, whatever its file is called: the SHA-256 of its pixels."""
+    return hashlib.sha256(repr((image.mode, image.size)).encode() + image.tobytes()).hexdigest()
 
 
 def _avatars(config: DataConfig, place: Place) -> Iterator[Sample]:
@@ -169,9 +178,10 @@ def _photographs(config: DataConfig, seed: int, place: Place) -> Iterator[Sample
     """A folder's images in an order of their own: tests from its front, training from its back.
 
     So any counts the folder can serve are served, and asking for more training images moves
-    none that was held out.
+    none that was held out. Of one photograph under several names the first that is met counts.
     """
     files, masks = _photo_files(config.source)
+    place.skipped |= _unread(files[0].parent)
     if len(files) < config.train_images + config.test_images:
         raise too_few(config, f"{len(files)} in all", place.skipped)
     queue = deque(sorted(files, key=lambda path: _share(seed, path.name)))
@@ -183,6 +193,10 @@ def _photographs(config: DataConfig, seed: int, place: Place) -> Iterator[Sample
                 left -= 1
             elif path.name not in place.skipped and (found := readable(
                     path.name, place, _read_photo, path, masks, config.size_px, place)):
+                twin = place.prints.setdefault(picture_print(found[0]), path.name)
+                if twin != path.name:
+                    place.skipped[path.name] = f"the same picture as {twin}"
+                    continue
                 left -= 1
                 yield path.name, split, *found
 
@@ -193,60 +207,93 @@ def _digest(*origin: object) -> str:
 
 def _photo_files(source: str) -> tuple[list[Path], Path | None]:
     """The images of a folder, and the folder of their masks if there is one beside it."""
-    folder = Path(source).expanduser().resolve()
+    folder = own_path(source).resolve()
     if not folder.is_dir():
         raise refused("data.source", "'avatars', 'celeba-hq' or a folder of images", source,
                       "check the spelling and the path")
     if (folder / "images").is_dir():
         folder = folder / "images"
-    files = [path for path in sorted(folder.iterdir())
-             if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp")]
+    files = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
     if not files:
-        raise refused("data.source", f".jpg, .png or .webp images in {folder}", files,
-                      "add some or choose another folder")
+        raise refused("data.source", f"pictures ({', '.join(SUFFIXES)}) in {folder}",
+                      left_out(_unread(folder)), "add some or choose another folder")
     masks = folder.parent / "masks"
     return files, masks if masks.is_dir() else None
 
 
+def _unread(folder: Path) -> dict[str, str]:
+    """The pictures of a folder that are of a kind which is not read: name and reason."""
+    return {path.name: f"{path.suffix} files are not read; save it as JPEG or PNG"
+            for path in sorted(folder.iterdir()) if path.suffix.lower() in UNREAD_SUFFIXES}
+
+
 def _read_photo(path: Path, masks: Path | None, size_px: int,
                 place: Place) -> tuple[Image.Image, Image.Image | None]:
-    image = read_image(own_file(path))
+    content = own_file(path).read_bytes()
+    image = read_image(content)
     if masks is None:
         note_size(image, size_px, place)
         return square(image, size_px), None
-    mask = own_file(masks / f"{path.stem}.png")
-    ids = np.array(_opened(mask.read_bytes()))  # (H, W), unconverted
-    if ids.ndim != 2 or ids.max() >= len(CELEBA_MASK_LABELS):
-        raise ValueError(f"expected class ids under {len(CELEBA_MASK_LABELS)} in its mask")
+    mask = own_file(masks / f"{path.stem}.png", "its mask")
+    ids = _turned_along(*read_labels(mask.read_bytes()), opened(content))
+    if ids.max() >= len(CELEBA_MASK_LABELS):
+        raise ValueError(f"expected class ids under {len(CELEBA_MASK_LABELS)} in its mask, got "
+                         f"{ids.max()}")
     if abs(ids.shape[1] / ids.shape[0] - image.width / image.height) > 0.01:
         raise ValueError(f"expected a mask in its proportions {image.size}, got {ids.shape[::-1]}")
-    regions = region_lookup(dict(enumerate(CELEBA_MASK_LABELS))).numpy()[ids]
+    regions = region_lookup(dict(enumerate(CELEBA_MASK_LABELS))).numpy()[ids.astype(np.int64)]
     note_size(image, size_px, place)
     return (square(image, size_px),
             square(Image.fromarray(regions), size_px, Image.Resampling.NEAREST))
 
 
-def own_file(path: Path) -> Path:
-    """The path of a regular file with a name in Unicode, unless a link leads out of its folder."""
+def _turned_along(ids: NDArray[np.integer], own: int, photo: Image.Image) -> NDArray[np.integer]:
+    """A mask turned upright: by its own orientation, else with its photograph where it must be.
+
+    Args:
+        ids: (H, W) as they are stored.
+        own: orientation that the mask's file names.
+        photo: as it is stored, with its own orientation.
+    """
+    tag = orientation(photo)
+    if own != 1 or tag == 1:
+        return upright(ids, own)
+    stored, shown = photo.width / photo.height, ids.shape[1] / ids.shape[0]
+    if tag < 5 or abs(stored - 1) < 0.02:
+        raise ValueError("expected a mask that says which way is up, for the photograph does "
+                         f"(EXIF orientation {tag}); save both turned")
+    return upright(ids, tag) if abs(shown - stored) < 0.01 else ids
+
+
+def own_file(path: Path, what: str = "") -> Path:
+    """The path of a regular file with a name in Unicode, unless a link leads out of its folder.
+
+    Args:
+        what: it is, for the error; its name by default.
+    """
     path.name.encode()  # a ValueError, if it is not
-    if not path.is_file() or not path.resolve().is_relative_to(path.parent.resolve()):
-        raise ValueError(f"expected {path.name} to be a file of its folder, not a link out of it")
-    return path
-
-
-def _opened(content: bytes) -> Image.Image:
-    return Image.open(BytesIO(content), formats=FORMATS)
+    real = Path(os.path.realpath(path))
+    if path.is_symlink() and not real.is_relative_to(os.path.realpath(path.parent)):
+        found = "a link out of it"
+    elif not path.exists():
+        found = "a link to nothing" if path.is_symlink() else "none"
+    elif path.is_file():
+        return path
+    else:
+        found = "a folder" if path.is_dir() else "no regular file"
+    raise ValueError(f"expected {what or path.name} to be a file of its folder "
+                     f"{path.parent.name}/, got {found}")
 
 
 def readable(name: str, place: Place, read: Callable[..., Any], *arguments: Any) -> Any:
-    """What `read` returns; or None, and the image is entered in `skipped`, if it is of no use."""
+    """What `read` returns; or None, and the image is entered in `skipped`, whatever was raised."""
     try:
         return read(*arguments)
-    except IMAGE_ERRORS as error:
+    except Exception as error:
         if getattr(error, "errno", None) in GONE:
             raise
-        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-        place.skipped[name] = reason
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        place.skipped[name] = kind + getattr(error, "reason", str(error))
         return None
 
 

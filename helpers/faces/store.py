@@ -7,16 +7,20 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
+from PIL import Image
 
 from ..storage import UNREADABLE, damage_named, digest, list_digests, refuse_changed, write_whole
+from .sources import NUMBERED, picture_print
 from .stream import Place, Row
 
 GROUP = 4  # faces that are parsed and kept together: an interruption costs fewer than these
+ROWS = "data-00000-of-00001.arrow"  # as `datasets` names them
 CONTENTS = "prepared.json"  # what was left out, and the SHA-256 of every other file of a store
 TOLD = ("skipped", "labels", "small")  # of a source; older stores have the first only
 COLUMNS = ("image", "regions")  # PNG bytes; beside them stand a face's key and split
@@ -52,9 +56,12 @@ class PartialStore:
                 break
             table = pa.ipc.open_stream(content).read_all()
             place = Place(**json.loads(table.schema.metadata[b"place"]))
-            place.done = self.place.done | dict(zip(
-                table["key"].to_pylist(), table["split"].to_pylist(), strict=True))
+            place.done, place.prints = self.place.done, self.place.prints
             self.place = place
+            keys = table["key"].to_pylist()
+            place.done |= dict(zip(keys, table["split"].to_pylist(), strict=True))
+            place.prints |= {print_of(png.as_py()): key for key, png in zip(
+                keys, table[columns[0]], strict=True) if not NUMBERED.fullmatch(key)}
             self.groups.append(path)
         for path in found[len(self.groups):]:
             print(f"data: {path.name} is damaged or follows one that is; its {noun} are made again")
@@ -66,7 +73,7 @@ class PartialStore:
         Raises:
             OSError: no room; what was kept before stays.
         """
-        note = dataclasses.asdict(self.place) | {"done": {}}  # the rows of the groups say it
+        note = dataclasses.asdict(self.place) | {"done": {}, "prints": {}}  # the rows say it
         schema = self.schema.with_metadata({"place": json.dumps(note)})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, schema) as stream:
@@ -91,12 +98,15 @@ class PartialStore:
         faces = self.folder / "faces"
         with self._told():
             shutil.rmtree(faces, ignore_errors=True)
-            groups = [datasets.Dataset.from_file(str(path)) for path in self.groups]
-            with _without_bars():  # there is one for the faces already
-                datasets.concatenate_datasets(groups).save_to_disk(faces)
-            del groups  # Windows deletes no file that is mapped
+            faces.mkdir()
+            with pa.OSFile(str(faces / ROWS), "wb") as file, \
+                    pa.ipc.new_stream(file, self.schema) as stream:
+                for path in self.groups:
+                    for batch in pa.ipc.open_stream(path.read_bytes()):
+                        stream.write_batch(batch.replace_schema_metadata(None))
             told = {name: getattr(self.place, name) for name in TOLD}
-            contents = told | {"sha256": list_digests(faces)}
+            contents = told | {"sha256": list_digests(faces),
+                               "prints": {key: known for known, key in self.place.prints.items()}}
             write_whole(faces / CONTENTS, json.dumps(contents, indent=2).encode())
             faces.replace(self.store)
         self.discard()
@@ -119,6 +129,25 @@ class PartialStore:
                           ) from error
 
 
+def open_rows(store: Path) -> datasets.Dataset:
+    """The rows of a store, mapped: by file, for `load_from_disk` takes a path for an address."""
+    with as_prepared(store):
+        files = sorted(store.glob(ROWS.replace("00000-of-00001", "*")))
+        return datasets.concatenate_datasets([datasets.Dataset.from_file(str(f)) for f in files])
+
+
+def read_prints(store: Path) -> dict[str, str]:
+    """What the pictures of a store are known by, by key; older stores say nothing."""
+    with as_prepared(store):
+        return dict(json.loads((store / CONTENTS).read_bytes()).get("prints", {}))
+
+
+def print_of(png: bytes) -> str:
+    """The print of a picture that is kept as PNG; see `picture_print`."""
+    with Image.open(BytesIO(png), formats=["PNG"]) as image:
+        return picture_print(image)
+
+
 def read_contents(store: Path) -> Place:
     """Check every byte of a store against what was written.
 
@@ -139,14 +168,3 @@ def as_prepared(store: Path, where: str = "", kinds: tuple[type[Exception], ...]
     """Name what is raised within as damage to a store, and say what to do; see `damage_named`."""
     return damage_named(f"what is kept in {store}{where}", "what was prepared",
                         "delete this folder and run again: it is prepared anew", kinds)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()

@@ -29,6 +29,7 @@ class Place:
 
     done: dict[str, str] = field(default_factory=dict)  # the faces that are kept: key and split
     skipped: dict[str, str] = field(default_factory=dict)  # the images left out: name and reason
+    prints: dict[str, str] = field(default_factory=dict)  # `picture_print` of each: its key
     rows: int = 0  # taken from a stream
     bookmark: dict[str, Any] | None = None  # the stream's own, after these rows
     labels: dict[str, int] = field(default_factory=dict)  # of the faces: name and how many

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from IPython import get_ipython
@@ -33,7 +34,16 @@ class Bar(tqdm):
         super().__init__(iterable, **own | options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Show where it is; called by tqdm."""
+        """Show where it is; called by tqdm. What cannot be shown stops nothing."""
+        with suppress(Exception):
+            self._show(msg, pos)
+
+    def close(self) -> None:
+        """Leave the bar as it ended."""
+        with suppress(Exception):
+            super().close()
+
+    def _show(self, msg: str | None, pos: int | None) -> None:
         if not self.inline:
             super().display(msg, pos)
             return

@@ -43,7 +43,9 @@ def embed_prompt(base: str, prompt: str, caches: Sequence[Path | None] = ()) -> 
     for path in paths:
         with suppress(OSError, SafetensorError, KeyError):
             # Not mapped: where Drive dies, touching a mapped page of it kills the process
-            return load(within(ANSWER_S, path.read_bytes))["prompt_embedding"]
+            kept = load(within(ANSWER_S, path.read_bytes))["prompt_embedding"]
+            if kept.ndim == 3 and len(kept) == 1 and kept.isfinite().all():
+                return kept
     tokenizer = CLIPTokenizer.from_pretrained(_base_folder(base, "tokenizer"))
     length = tokenizer.model_max_length
     tokens = tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt")

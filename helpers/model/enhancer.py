@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..config import ModelConfig
+from ..config import Config, ModelConfig
 from ..errors import refused
 from .adapters import DECODER_TARGETS, UNET_TARGETS, add_lora, merged_lora, skip_convolutions
 from .base import embed_prompt, load_network, read_alpha_bar
@@ -42,6 +43,14 @@ class Repair(NamedTuple):
         return None if self.logit is None else (degraded, self.decoded, self.logit)
 
 
+@dataclass(frozen=True)
+class Learned:
+    """Which run the trained tensors of a model are from, and after which step."""
+
+    config: Config
+    step: int
+
+
 class SplatEnhancer(nn.Module):
     """A frozen latent-diffusion base that learns to restore images in one pass.
 
@@ -51,8 +60,15 @@ class SplatEnhancer(nn.Module):
     pix2pix-turbo. All modules hold working copies in one dtype; where that
     is a half-precision one, the trainer keeps fp32 masters of `trainable()`.
 
+    Attributes:
+        config, seed: what it was built by.
+        learned: the run that its trained tensors are of; None before any, or if loaded by hand.
+
     Source: Parmar et al., "One-Step Image Translation with Text-to-Image Models", 2024.
     """
+
+    learned: Learned | None = None
+    start: dict[str, Tensor] | None = None  # what it held before the first run
 
     def __init__(self, config: ModelConfig, *, vae: AutoencoderKL, unet: UNet2DConditionModel,
                  prompt_embedding: Tensor, alpha_bar: float, seed: int = 0) -> None:
@@ -68,6 +84,10 @@ class SplatEnhancer(nn.Module):
         if len(shape) != 3 or shape[::2] != (1, width):
             raise refused("prompt_embedding", f"shape (1, tokens, {width})", shape,
                           "use the text encoder of the same base")
+        if not (prompt_embedding.is_meta or prompt_embedding.isfinite().all()):
+            raise refused("prompt_embedding", "finite values", "NaN or infinity",
+                          "delete prompt-*.safetensors in the run's folder, and build it again")
+        self.config, self.seed = config, seed
         self.alpha_bar, self.lean_memory = alpha_bar, False
         self.vae, self.unet = vae.requires_grad_(False), unet.requires_grad_(False)
         self.register_buffer("prompt_embedding", prompt_embedding)
@@ -145,14 +165,16 @@ class SplatEnhancer(nn.Module):
         For many pictures call it within `merged()`: LoRA is then merged once for all of them.
 
         Args:
-            degraded: (B, 3, H, W) in [0, 1], sides up to 2,048 px.
+            degraded: (B, 3, H, W) in [0, 1], 67 million pixels each at most; those too large for
+                the model's device may stay on another.
             strength: 0 returns the input, 1 the restored image, between them a linear blend.
 
         Returns:
             (B, 3, H, W) float32 in [0, 1].
 
         Raises:
-            ValueError: a strength outside [0, 1], or no such images.
+            ValueError: a strength outside [0, 1], no such images, or weights that give no finite
+                picture.
         """
         return self._enhanced(self, degraded, strength)
 
@@ -177,9 +199,13 @@ class SplatEnhancer(nn.Module):
                 enhanced = enhance_tiled(
                     restore, degraded, tile_px=TILE_PX, overlap_px=OVERLAP_PX,
                     margin_px=MARGIN_PX, multiple=self.size_multiple, batch=len(degraded),
-                    channels=channels).clamp(0.0, 1.0)
+                    channels=channels, device=self.prompt_embedding.device)
         finally:
             self.train(was_training)
+        if not enhanced.isfinite().all():
+            raise refused("restored images", "finite values", "NaN or infinity",
+                          "use other weights, or float32: they may be too large for half precision")
+        enhanced = enhanced.clamp(0.0, 1.0)
         enhanced[:, :3] = torch.lerp(degraded.float(), enhanced[:, :3], strength).clamp(0.0, 1.0)
         return enhanced
 
@@ -209,29 +235,53 @@ class SplatEnhancer(nn.Module):
         return {name: parameter.detach().to("cpu", torch.float32, copy=True)
                 for name, parameter in self.trainable().items()}
 
+    def take_over(self, tensors: Mapping[str, Tensor], learned: Learned) -> None:
+        """Load what a run has learned; raises as `load_trained` does. `forget` goes back."""
+        self.keep_start()
+        start = self.start
+        self.load_trained(tensors)
+        self.start, self.learned = start, learned
+
+    def keep_start(self) -> None:
+        """Keep what the model holds before its first run, for a run that starts anew."""
+        if self.start is None:
+            self.start = self.trained_state()
+
+    def forget(self) -> Learned | None:
+        """Go back to what the model held before its first run; returns what was forgotten."""
+        before, start = self.learned, self.start
+        if before is not None:
+            self.load_trained(start)
+            self.start = start
+        return before
+
     @torch.no_grad()
     def load_trained(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy trained tensors in: all of them, or none if one does not fit.
+        """Copy trained tensors in: all of them, or none if one does not fit. A run starts there.
 
         Args:
             tensors: what `trained_state` returned, any float dtype.
 
         Raises:
-            ValueError: unknown names, other shapes, or missing names.
+            ValueError: unknown names, other shapes, missing names, or values that are not finite,
+                or not once they are of the model's dtype.
         """
         self.refuse_other_tensors(tensors)
         for name, own in self.trainable().items():
             own.copy_(tensors[name])
+        self.learned = self.start = None
 
     def refuse_other_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise what `load_trained` would raise, without loading."""
         own = self.trainable()
         shared = own.keys() & tensors.keys()
         faults = {"missing": own.keys() - shared, "unexpected": tensors.keys() - shared,
-                  "other shape": [n for n in shared if own[n].shape != tensors[n].shape]}
+                  "other shape": [n for n in shared if own[n].shape != tensors[n].shape],
+                  "not finite": [n for n in shared
+                                 if not tensors[n].to(own[n].dtype).isfinite().all()]}
         if any(faults.values()):
             found = "; ".join(f"{len(v)} {k} {sorted(v)[:3]}" for k, v in faults.items() if v)
-            raise refused("tensors", f"the {len(own)} trained tensors of this model", found,
+            raise refused("tensors", f"the {len(own)} trained tensors of this model, finite", found,
                           "use the base and the LoRA ranks they were trained with")
 
     def parameter_table(self) -> list[tuple[str, int, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,11 +19,12 @@ import torch
 from safetensors import torch as tensor_bytes
 from torch import Tensor, nn
 
+from ..checkpoints import trained_digest
 from ..config import TINY_BASE, Config, ModelConfig
 from ..errors import refused
 from ..machine import versions
 from ..storage import UNREADABLE, damage_named, digest, fetch, write_whole
-from .enhancer import SplatEnhancer
+from .enhancer import Learned, SplatEnhancer
 
 WEIGHTS, CARD = "splat_enhancer.safetensors", "card.json"
 FORMAT = "splat-enhancer-export-1"
@@ -57,8 +59,11 @@ def export(model: SplatEnhancer, config: Config, folder: str | Path, *,
         ValueError: a config or masters of another model, or metrics that JSON cannot hold.
     """
     tensors = model.trained_state()
+    model.refuse_other_tensors(tensors if trained is None else trained)
+    if trained is None and model.learned:
+        _refuse_other_run(model.learned, config, step)
+        step = model.learned.step
     if trained is not None:
-        model.refuse_other_tensors(trained)
         tensors = {name: t.detach().float().cpu() for name, t in trained.items()}
     tensors[PROMPT] = model.prompt_embedding.detach().float().cpu()
     _refuse_other_model(model, tensors, config.model)
@@ -68,18 +73,28 @@ def export(model: SplatEnhancer, config: Config, folder: str | Path, *,
     text = _to_text(card)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    _refuse_foreign_card(folder / CARD)
     write_whole(folder / WEIGHTS, content)
     write_whole(folder / CARD, text)
     return folder
 
 
-def add_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
+def add_metrics(folder: Path, metrics: Mapping[str, Any], *, sha256: str = "") -> None:
     """Enter in the card of an export what was measured of it.
 
+    Args:
+        metrics: anything JSON can hold.
+        sha256: of the weights that were measured, see `trained_digest`; empty asks nothing.
+
     Raises:
-        ValueError: no export there, a damaged one, or metrics that JSON cannot hold.
+        ValueError: no export there, a damaged one, or of other weights, or metrics that JSON
+            cannot hold.
     """
-    card, _ = read(folder)
+    card, tensors = read(folder)
+    del tensors[PROMPT]
+    if sha256 and trained_digest(tensors) != sha256:
+        raise refused(str(folder), "an export of the weights that were measured", "others",
+                      "run the cell *Export the enhancer* again, then this one")
     write_whole(folder / CARD, _to_text(card | {"metrics": metrics}))
 
 
@@ -200,12 +215,39 @@ def _licence(config: Config) -> list[str]:
     return notes or ["Base and faces are this project's own: no photograph of anybody"]
 
 
+def _refuse_foreign_card(path: Path) -> None:
+    """What lies there may be replaced if it is ours, damaged or not, and not if it is a user's."""
+    try:
+        there = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return
+    if not isinstance(there, dict) or not str(there.get("format")).startswith("splat-enhancer"):
+        raise FileExistsError(f"{path}: expected no file, or an export's, got one of something "
+                              "else; choose another folder")
+
+
+def _refuse_other_run(learned: Learned, config: Config, step: int) -> None:
+    """The card is to say how these weights were trained, not how others would be."""
+    then, now = (_describe(one, 0, None) for one in (learned.config, config))
+    changed = [name for name in ("model", "training", "licence") if then[name] != now[name]]
+    if changed or step not in (0, learned.step):
+        raise refused("config", f"the settings of run {learned.config.run.name!r} after step "
+                      f"{learned.step}, which trained these weights", f"others ({changed or step})",
+                      "pass those of its checkpoint, or leave out step")
+
+
 def _refuse_other_model(model: SplatEnhancer, tensors: dict[str, Tensor],
                         config: ModelConfig) -> None:
     ranks = {name.split(".")[0]: len(t) for name, t in tensors.items() if ".lora_A." in name}
-    found = (int(model.timestep), ranks["unet"], ranks["vae"], model.mask is not None)
-    expected = (config.timestep, config.unet_rank, config.vae_rank, config.mask)
+    found = (model.config.prompt, _base_of(model.config), int(model.timestep), ranks["unet"],
+             ranks["vae"], model.mask is not None)
+    expected = (config.prompt, _base_of(config), config.timestep, config.unet_rank,
+                config.vae_rank, config.mask)
     if found != expected:
-        raise refused("config.model",
-                      f"timestep, unet_rank, vae_rank, mask {found}, as in the model", expected,
-                      "pass the config the model was built with")
+        raise refused("config.model", f"prompt, base, timestep, unet_rank, vae_rank, mask {found}, "
+                      "as in the model", expected, "pass the config the model was built with")
+
+
+def _base_of(config: ModelConfig) -> str:
+    folder = config.base != TINY_BASE and Path(config.base).is_dir()
+    return os.path.realpath(config.base) if folder else config.base

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import refused
+from ..pictures import LARGEST_PIXELS, check_images
 
-LARGEST_PX = 2048  # side of the images that can be restored
 TILE_PX = 768  # cut, a picture has tiles of 512 to 768: SD-Turbo was trained at 512
 OVERLAP_PX = 128  # of neighbours, at least
 MARGIN_PX = 16  # what a tile's own padding spoils most, and is not used
@@ -23,7 +23,7 @@ Piece = tuple[slice, Tensor]  # where a tile lies along one axis, and its weight
 @torch.no_grad()
 def enhance_tiled(restore: Callable[[Tensor], Tensor], images: Tensor, *, tile_px: int,
                   overlap_px: int, multiple: int, margin_px: int = 0, batch: int = 1,
-                  channels: int = 3) -> Tensor:
+                  channels: int = 3, device: torch.device | str | None = None) -> Tensor:
     """Restore images of any size, cut into equal tiles where they are larger than one.
 
     Neighbours are blended by a cosine ramp of `overlap_px` − 2·`margin_px` in the middle of their
@@ -32,13 +32,15 @@ def enhance_tiled(restore: Callable[[Tensor], Tensor], images: Tensor, *, tile_p
 
     Args:
         restore: maps (b, 3, h, w) to (b, channels, h, w); h and w at most `tile_px`.
-        images: (B, 3, H, W) in [0, 1], sides up to 2,048 px; padded to `multiple` by itself.
+        images: (B, 3, H, W) in [0, 1], 67 million pixels each at most; padded to `multiple` here.
         tile_px: largest side of a tile, a multiple of `multiple`; smaller ones are used if as few.
         overlap_px: of neighbouring tiles, at least; at most half a tile.
         multiple: the sides of what `restore` sees are multiples of this.
         margin_px: rim of a tile that gets no weight, except at the border of the picture.
         batch: how many tiles, of any of the images, are restored at a time.
         channels: of what `restore` returns.
+        device: where `restore` wants its tiles; None: where the images are. The whole pictures
+            stay where they are, so a small memory restores large ones.
 
     Returns:
         (B, channels, H, W) float32, not clamped.
@@ -46,7 +48,10 @@ def enhance_tiled(restore: Callable[[Tensor], Tensor], images: Tensor, *, tile_p
     Raises:
         ValueError: an image out of range, or a result of another shape.
     """
-    _check_images(images)
+    check_images(images)
+    if images[0, 0].numel() > LARGEST_PIXELS:
+        raise refused("images", f"{LARGEST_PIXELS:,} pixels each at most", tuple(images.shape),
+                      "cut or scale them down")
     height, width = images.shape[-2:]
     padded = pad_to_multiple(images, multiple)  # (B, 3, H', W')
     axes = [_cut(side, *place_tiles(side, tile_px, overlap_px, multiple),
@@ -54,7 +59,7 @@ def enhance_tiled(restore: Callable[[Tensor], Tensor], images: Tensor, *, tile_p
     places = list(itertools.product(*axes, range(len(images))))
     result = padded.new_zeros(len(images), channels, *padded.shape[-2:], dtype=torch.float32)
     for i in range(0, len(places), batch):
-        _add_restored(restore, padded, places[i:i + batch], result)
+        _add_restored(restore, padded, places[i:i + batch], result, device or padded.device)
     return result[..., :height, :width]
 
 
@@ -117,10 +122,11 @@ def _cut(length_px: int, side_px: int, starts: list[int], *, ramp_px: int) -> li
 
 
 def _add_restored(restore: Callable[[Tensor], Tensor], padded: Tensor,
-                  places: list[tuple[Piece, Piece, int]], result: Tensor) -> None:
+                  places: list[tuple[Piece, Piece, int]], result: Tensor,
+                  device: torch.device | str) -> None:
     tiles = torch.stack([padded[image, :, rows, columns]
                          for (rows, _), (columns, _), image in places])  # (b, 3, h, w)
-    restored = restore(tiles)
+    restored = restore(tiles.to(device)).to(result.device)
     expected = (len(tiles), result.shape[1], *tiles.shape[2:])
     if restored.shape != expected:
         raise refused("restore", f"a result of shape {expected}", tuple(restored.shape),
@@ -128,11 +134,3 @@ def _add_restored(restore: Callable[[Tensor], Tensor], padded: Tensor,
     for tile, ((rows, down), (columns, across), image) in zip(restored, places, strict=True):
         weight = down.to(result.device)[:, None] * across.to(result.device)  # (h, w)
         result[image, :, rows, columns] += tile.float() * weight
-
-
-def _check_images(images: Tensor) -> None:
-    shape = tuple(images.shape)
-    fits = len(shape) == 4 and shape[1] == 3 and shape[0] > 0 and images.is_floating_point()
-    if not fits or not all(1 <= side <= LARGEST_PX for side in shape[2:]):
-        raise refused("images", f"floats (B, 3, H, W), H and W from 1 to {LARGEST_PX}",
-                      (images.dtype, shape), "convert or resize them")

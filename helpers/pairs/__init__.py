@@ -8,7 +8,18 @@ sample's seed. Read `mix.py` first.
 
 from .fits import HEAD_SETS, Fit, load_fits, read_fits, write_fits
 from .fitted import FittedPairs, prepare_fitted
-from .mix import Sources, draw_each, draw_kinds, draw_pairs, prepare_pairs, shares, trained_on
+from .mix import (
+    Sources,
+    draw_each,
+    draw_kinds,
+    draw_pairs,
+    known_as,
+    made_by,
+    prepare_pairs,
+    shares,
+    trained_on,
+    with_shares,
+)
 from .own import OwnPairs, prepare_own
 from .pair import KINDS, PairSource
 from .recipes import Recipe, draw_recipe

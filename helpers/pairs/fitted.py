@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from PIL import Image
 from torch import Tensor
@@ -31,6 +30,7 @@ from ..faces import (
     as_prepared,
     derive_number,
     from_pngs,
+    open_rows,
     read_contents,
     to_png,
 )
@@ -58,7 +58,7 @@ class FittedPairs:
     def __init__(self, store: Path, faces: Faces) -> None:
         read_contents(store)
         self.store, self.faces = store, faces
-        self.rows = datasets.load_from_disk(str(store))
+        self.rows = open_rows(store)
         keys = list(self.rows["key"])
         with as_prepared(store):
             if keys != list(faces.train["key"][:len(keys)]):

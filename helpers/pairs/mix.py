@@ -6,6 +6,7 @@ seed and the sample's position (`faces.draw_batch`): a resumed run takes the ver
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import accumulate
@@ -21,6 +22,7 @@ from ..errors import refused
 from ..faces import Faces
 from ..machine import Bar
 from ..splats import Draws
+from ..storage import own_path
 from .fitted import prepare_fitted
 from .own import prepare_own
 from .pair import KINDS, PairSource
@@ -57,7 +59,7 @@ def draw_kinds(settings: PairsConfig, seeds: Tensor) -> list[str]:
 
 def prepare_pairs(config: Config, faces: Faces, folder: Path, *, device: torch.device | str = "cpu",
                   drive: Path | None = None,
-                  progress: Callable[..., Iterable[Any]] | None = Bar) -> dict[str, PairSource]:
+                  progress: Callable[..., Iterable[Any]] | None = Bar) -> PreparedPairs:
     """Make or open all sources that a config asks for, once.
 
     Args:
@@ -72,7 +74,8 @@ def prepare_pairs(config: Config, faces: Faces, folder: Path, *, device: torch.d
         ValueError: a source refuses.
     """
     wanted, settings = shares(config.pairs), config.pairs
-    sources: dict[str, PairSource] = {}
+    sources = PreparedPairs()
+    sources.made_by = made_by(config, faces)
     if wanted["fitted"]:
         sources["fitted"] = prepare_fitted(settings, faces, folder, seed=config.run.seed,
                                            device=device, drive=drive, progress=progress)
@@ -80,7 +83,7 @@ def prepare_pairs(config: Config, faces: Faces, folder: Path, *, device: torch.d
         sources["rendered"] = RenderedPairs(config.data.size_px)
     if settings.own.strip():
         sources["own"] = prepare_own(settings, config.data.size_px, folder, drive=drive,
-                                     progress=progress)
+                                     progress=progress, faces=faces)
     return sources
 
 
@@ -91,6 +94,46 @@ def trained_on(faces: Faces, sources: Sources, settings: PairsConfig) -> str:
     """
     own = sources.get("own") if shares(settings)["own"] else None
     return faces.trained_on if own is None else f"{faces.trained_on}, {own.trained_on}"
+
+
+def known_as(faces: Faces, sources: Sources, settings: PairsConfig) -> tuple[str, ...]:
+    """`trained_on`, and what older checkpoints call the same photographs."""
+    now = trained_on(faces, sources, settings)
+    return tuple(dict.fromkeys((now, now.replace(faces.trained_on, faces.formerly))))
+
+
+def made_by(config: Config, faces: Faces) -> dict[str, Any]:
+    """The settings that the sources of a config depend on, by name."""
+    wanted, settings = shares(config.pairs), config.pairs
+    found: dict[str, Any] = {f"pairs of kind {kind}": True for kind, share in wanted.items()
+                             if share and kind != "drawn"}
+    if wanted["fitted"]:
+        found |= {"data": faces.store.name, "run.seed": config.run.seed,
+                  "pairs.fitted_faces": min(settings.fitted_faces, len(faces.train))}
+    if wanted["rendered"] or settings.own.strip():
+        found["data.size_px"] = config.data.size_px
+    if settings.own.strip():
+        found |= {"pairs.own": os.path.realpath(own_path(settings.own)), "data": faces.store.name,
+                  "pairs.own_held_out": settings.own_held_out}
+    return found
+
+
+def with_shares(config: Config, before: PairsConfig, own: str = "", **form: float) -> Config:
+    """The config with a form's shares and folder of own pairs; what the form leaves is as before.
+
+    Args:
+        before: what stands where all shares are 0, or no folder is given.
+        own: the folder.
+        form: `drawn`, `fitted`, `rendered`, `own_share`.
+    """
+    pairs = replace(before, **form) if any(form.values()) else before
+    return replace(config, pairs=replace(pairs, own=own) if own.strip() else pairs)
+
+
+class PreparedPairs(dict[str, PairSource]):
+    """The sources of a run, which know the settings they were made by; see `made_by`."""
+
+    made_by: Mapping[str, Any] | None = None
 
 
 def draw_pairs(config: Config, sources: Sources, drawn: tuple[Tensor, Tensor, Tensor],

@@ -7,11 +7,10 @@ several renders, is on one side only. Other photographs of the same person are n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,6 +19,7 @@ from ..config import PairsConfig
 from ..errors import refused
 from ..faces import (
     IMAGE_ERRORS,
+    Faces,
     PartialStore,
     as_prepared,
     derive_number,
@@ -27,7 +27,9 @@ from ..faces import (
     from_pngs,
     left_out,
     note_size,
+    open_rows,
     own_file,
+    print_of,
     read_contents,
     read_image,
     readable,
@@ -35,10 +37,10 @@ from ..faces import (
     to_png,
 )
 from ..machine import Bar
-from ..storage import keep, make_once
+from ..pictures import SUFFIXES, UNREAD_SUFFIXES
+from ..storage import keep, make_once, own_path
 from .pair import pick
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 SIDES = ("renders", "photos")
 COLUMNS = ("degraded", "clean")  # of the Arrow folder, beside the pair's name
 FORMAT = 1  # raised whenever what stands in the Arrow folder becomes another
@@ -53,6 +55,8 @@ class OwnPairs:
         store: the Arrow folder.
         held_out_share: of the different photographs that is only measured; at least one is held
             out, and at least one trained on.
+        trained, tested: prints of photographs that are trained on, or held out, elsewhere: there
+            they stay on that side, whatever the share.
 
     Attributes:
         train, held_out: rows of the folder, in order.
@@ -66,12 +70,21 @@ class OwnPairs:
 
     kind = "own"
 
-    def __init__(self, store: Path, held_out_share: float) -> None:
+    def __init__(self, store: Path, held_out_share: float, *,
+                 trained: Collection[str] = (), tested: Collection[str] = ()) -> None:
         self.store, told = store, read_contents(store)
         self.skipped, self.small = told.skipped, told.small
-        self.rows = datasets.load_from_disk(str(store))
+        self.rows = open_rows(store)
         self.photos = photos = [hashlib.sha256(png).hexdigest() for png in self.rows["clean"]]
         held = _held_out(set(photos), held_out_share)
+        if trained or tested:
+            prints = {photo: print_of(png)
+                      for photo, png in zip(photos, self.rows["clean"], strict=True)}
+            held = {photo for photo, known in prints.items()
+                    if known in tested or (photo in held and known not in trained)}
+            if not 0 < len(held) < len(prints):
+                raise refused("pairs.own", "photographs to hold out beside those to train on",
+                              "only such as data.source has on the other side", "add some others")
         self.train = [i for i, photo in enumerate(photos) if photo not in held]
         self.held_out = [i for i, photo in enumerate(photos) if photo in held]
         names = [(self.rows["key"][i], photos[i]) for i in self.train]
@@ -107,7 +120,8 @@ class OwnPairs:
 
 
 def prepare_own(settings: PairsConfig, size_px: int, folder: Path, *, drive: Path | None = None,
-                progress: Callable[..., Iterable[Any]] | None = Bar) -> OwnPairs:
+                progress: Callable[..., Iterable[Any]] | None = Bar,
+                faces: Faces | None = None) -> OwnPairs:
     """Read one's own pairs into an Arrow folder once: the square in the middle, scaled.
 
     Args:
@@ -116,6 +130,7 @@ def prepare_own(settings: PairsConfig, size_px: int, folder: Path, *, drive: Pat
         folder: where Arrow folders are kept.
         drive: a folder on Drive that keeps a copy for the machine of the next session.
         progress: wraps the loop as `tqdm` does; None shows nothing.
+        faces: of the run: a photograph that they have too is on one side in both.
 
     Raises:
         ValueError: no folder, no common names, renders of another size than their photographs,
@@ -131,7 +146,9 @@ def prepare_own(settings: PairsConfig, size_px: int, folder: Path, *, drive: Pat
     store = Path(folder) / f"own-{size_px}px-{len(files)}-{origin:016x}"
     make_once(store, drive, lambda: _fill(PartialStore(store, COLUMNS, "pairs"), files, one_sided,
                                           size_px, progress))
-    pairs = OwnPairs(store, settings.own_held_out)
+    pairs = OwnPairs(store, settings.own_held_out,
+                     trained=faces.prints("train") if faces else (),
+                     tested=faces.prints("test") if faces else ())
     keep(store, drive)
     if pairs.skipped:
         print(f"own pairs: {left_out(pairs.skipped)}")
@@ -144,7 +161,7 @@ def _find(folder: str) -> tuple[Files, dict[str, str]]:
     """The pairs of a folder, and why other files have no part in one."""
     found, skipped = [], {}
     for side in SIDES:
-        place = Path(folder).expanduser() / side
+        place = own_path(folder) / side
         if not folder.strip() or not place.is_dir():
             raise refused("pairs.own", "a folder with renders/ and photos/ of equal names",
                           f"no {side}/ in {folder!r}", "check the spelling and the path")
@@ -155,6 +172,8 @@ def _find(folder: str) -> tuple[Files, dict[str, str]]:
                     skipped[f"{side}/{path.name}"] = f"{named[path.stem].name} has its name"
                 else:
                     named[path.stem] = path
+            elif path.suffix.lower() in UNREAD_SUFFIXES:
+                skipped[f"{side}/{path.name}"] = f"{path.suffix} files are not read"
         found.append(named)
     renders, photos = found
     if not (common := sorted(renders.keys() & photos.keys())):

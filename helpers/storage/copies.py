@@ -67,7 +67,7 @@ def keep(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) -> None
                 seal(sealed)
                 within(timeout_s, _copy_into, drive, [sealed])
                 print(f"{made.name} is kept in {drive}: the next session takes it from there.")
-    except OSError as error:
+    except Exception as error:  # nothing that happens here stops a run
         print(f"{made.name}: no copy in {drive} ({error}); a session on another machine makes it "
               "anew.")
 
@@ -93,7 +93,7 @@ def take_back(made: Path, drive: Path | None, *, timeout_s: float = ANSWER_S) ->
             with tarfile.open(sealed) as tar:
                 tar.extractall(folder, filter="data")
             (folder / made.name).replace(made)
-    except (OSError, tarfile.TarError) as error:
+    except Exception as error:
         print(f"{made.name}: not taken from {drive} ({error}); it is made anew.")
         return False
     print(f"{made.name} is taken from {drive}.")
@@ -127,7 +127,7 @@ def put(made: Path, drive: Path | None) -> None:
     try:
         within(SOON_S, _copy_into, drive, [p for p in sorted(made.iterdir()) if p.is_file()])
         print(f"{made.name} is in {drive} too.")
-    except OSError as error:
+    except Exception as error:
         print(f"{made.name}: no copy in {drive} ({error}); it is whole in {made}.")
 
 

@@ -14,7 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelInfo, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelInfo, get_token, snapshot_download, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -26,6 +26,7 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import tqdm
 
 from ..errors import refused
+from .paths import own_path
 
 # A name that cannot be one, and the base error of the client's own HTTP library
 HUB_ERRORS = (OSError, HFValidationError, *HfHubHTTPError.__bases__)
@@ -62,11 +63,14 @@ def fetch(name: str | Path, files: Sequence[str], weights: Sequence[str] = (), *
         ValueError: neither a folder nor a name that a hub could have.
         RuntimeError: the hub did not give them; it says what came and what to do.
     """
+    name = own_path(name) if Path(own_path(name)).is_dir() else name
     if Path(name).is_dir():
         return Path(name)
     if not (isinstance(name, str) and HUB_NAME.fullmatch(name)):
+        looks_like_path = isinstance(name, Path) or name[:1] in "/~.\\" or name.count("/") > 1
+        where = f" (there is no folder {Path(name).absolute()})" if looks_like_path else ""
         raise refused("hub", "a folder, or the name of a repository as owner/name",
-                      str(name), f"check the path{instead}")
+                      str(name), f"check the path{where}{instead}")
     cached = partial(_cached, name, files, weights)
     try:
         folder = _first_whole(partial(_download, name, cached), files, weights)
@@ -260,6 +264,9 @@ def _remedy(error: BaseException) -> str:
     status = response.status_code if response is not None else None
     if status == 403 or any(isinstance(cause, GatedRepoError) for cause in causes):
         return "accept its terms on the hub and log in with huggingface_hub.login()"
+    if status == 401 and get_token():
+        return ("your token is refused, for it has expired or was revoked: log in again with "
+                "huggingface_hub.login(), or forget it with huggingface_hub.logout()")
     if status in (401, 404) or isinstance(error, HFValidationError):
         return "check its name, and log in with huggingface_hub.login() if it is private"
     if status in BUSY:

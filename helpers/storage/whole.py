@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -30,6 +31,8 @@ class DamagedFile(ValueError):
 def write_whole(path: Path, content: bytes) -> Path:
     """Write a file beside its place, then rename it; a failure leaves what was there alone.
 
+    A link is followed: what it leads to is written, and keeps its mode.
+
     Args:
         path: the file; its folder and the one above are made if need be.
         content: all of it.
@@ -42,10 +45,13 @@ def write_whole(path: Path, content: bytes) -> Path:
     """
     for folder in (path.parent.parent, path.parent):  # not all: where Drive is gone, the folders
         folder.mkdir(exist_ok=True)  # would be local, and in the way of the next mount
-    partial = path.with_name(path.name + ".tmp")
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    partial = target.with_name(target.name + ".tmp")
     try:
         pour(content, partial)
-        partial.replace(path)
+        with suppress(OSError):  # nothing was there, or the place knows no modes
+            partial.chmod(stat.S_IMODE(target.stat().st_mode))
+        partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
     return path

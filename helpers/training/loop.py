@@ -10,7 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,12 +25,15 @@ from ..distances import EnhancerLoss
 from ..faces import Faces, load_batches
 from ..machine import Stopped, StopRequests
 from ..model import SplatEnhancer
-from ..pairs import Sources, draw_pairs, trained_on
+from ..pairs import Sources, draw_pairs, known_as
+from ..storage import within
 from .autosave import Autosave
+from .fit import refuse_lacking, refuse_unfit
 from .memory import within_memory
 from .trainer import Trainer
 
 Drawn = tuple[Tensor, Tensor, Tensor]  # clean, regions and sample seeds
+ANSWER_S = 120.0  # of a folder: Drive can hang
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
         OSError: the last state could not be saved.
     """
     device, optim = next(model.parameters()).device, config.optim
-    with _session(config, model, faces, folder, drive, sources or {}) as (
+    with _session(config, model, faces, loss, folder, drive, sources or {}) as (
             trainer, batches, autosave, stop):
         while trainer.step < optim.steps and not stop.asked:
             autosave.before_step()
@@ -147,13 +150,16 @@ def add_gradients(trainer: Trainer, loss: EnhancerLoss, drawn: Sequence[Drawn],
 
 
 @contextmanager
-def _session(config: Config, model: SplatEnhancer, faces: Faces, folder: Path, drive: Path | None,
-             sources: Sources) -> Iterator[tuple[Trainer, Iterator, Autosave, StopRequests]]:
+def _session(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss, folder: Path,
+             drive: Path | None, sources: Sources,
+             ) -> Iterator[tuple[Trainer, Iterator, Autosave, StopRequests]]:
     """All that surrounds the loop: opened in order, and closed however the loop ends."""
     optim, workers = config.optim, config.run.loader_workers
     with claim(folder) as claimed, closing(Publisher(drive)) as publisher, StopRequests() as stop:
         trainer = resume(config, model, folder=folder, drive=drive,
-                         faces=trained_on(faces, sources, config.pairs))
+                         faces=known_as(faces, sources, config.pairs))
+        refuse_unfit(config, model=model, faces=faces, loss=loss, sources=sources, folder=folder,
+                     seeded=not trainer.history)
         autosave = Autosave(trainer, folder, publisher, claimed)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()  # what came before is not training's
@@ -171,12 +177,25 @@ def _session(config: Config, model: SplatEnhancer, faces: Faces, folder: Path, d
 
 
 def resume(config: Config, model: SplatEnhancer, *, folder: Path, drive: Path | None = None,
-           faces: str = "") -> Trainer:
-    """Load the newest good checkpoint of a run into the model, if there is one, and say so."""
-    trainer = Trainer(config, model, faces)
-    saved, passed_over = checkpoints.newest([folder] + ([drive] if drive else []))
+           faces: str | Sequence[str] = "") -> Trainer:
+    """Load the newest good checkpoint of a run into the model, if there is one, and say so.
+
+    Without one the model goes back to what it held before it was trained, by whatever run.
+    """
+    folders = [folder] + ([drive] if drive else [])
+    judge = partial(refuse_lacking, config=config, model=model)
+    saved, passed_over = checkpoints.newest(folders, fits=judge)
     for line in passed_over:
         print("Passed over", line)
+    for place in folders if passed_over else ():
+        with suppress(OSError):
+            within(ANSWER_S, checkpoints.set_aside_unusable, place, saved.step if saved else -1,
+                   judge)
+    if saved is None and (before := model.forget()):
+        print(f"Run {config.run.name!r} starts anew: what the model held of run "
+              f"{before.config.run.name!r}, step {before.step}, is left out.")
+    model.keep_start()
+    trainer = Trainer(config, model, faces)
     if saved:
         trainer.restore(saved)
         rest = config.optim.steps - saved.step

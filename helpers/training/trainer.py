@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..checkpoints import Checkpoint, refuse_other_run
 from ..config import Config
-from ..model import SplatEnhancer
+from ..model import Learned, SplatEnhancer
 
 MASK_FACTOR = 12.0  # on the learning rate of the repair mask: small, and made from nothing
 SCALE_GROWS_AFTER = 50  # steps without a skip; torch's 2,000 are more than a whole run of `t4`
@@ -23,11 +24,14 @@ class Trainer:
     Args:
         config: of the run.
         model: whose trained tensors are learned; its working copies may be of half precision.
-        faces: `Faces.trained_on`; empty where it does not matter.
+        faces: `Faces.trained_on`, perhaps with what older files call it; empty where it does not
+            matter.
     """
 
-    def __init__(self, config: Config, model: SplatEnhancer, faces: str = "") -> None:
-        self.config, self.model, self.faces, self.step = config, model, faces, 0
+    def __init__(self, config: Config, model: SplatEnhancer,
+                 faces: str | Sequence[str] = "") -> None:
+        self.config, self.model, self.step = config, model, 0
+        self.faces = (faces,) if isinstance(faces, str) else tuple(faces)
         self.history: list[dict[str, Any]] = []
         self.notes: list[dict[str, Any]] = []
         self.working = model.trainable()
@@ -64,13 +68,13 @@ class Trainer:
         tensors["updates"] = updates[0] if updates else torch.zeros(())
         tensors = {name: t.cpu().contiguous() for name, t in tensors.items()}
         return Checkpoint(self.step, self.config, tensors, self.scaler.state_dict(),
-                          self.history, self.notes, self.faces)
+                          self.history, self.notes, self.faces[0])
 
     def restore(self, saved: Checkpoint) -> None:
         """Take over a checkpoint; ValueError if it belongs to other settings or faces."""
         refuse_other_run(saved, self.config, self.faces)
         own = saved.trained
-        self.model.load_trained(own)
+        self.model.take_over(own, Learned(saved.config, saved.step))
         self.optimiser.state.clear()
         for name, p in self.masters.items():
             p.data.copy_(own[name])
@@ -107,6 +111,7 @@ class Trainer:
         if finite:
             self.optimiser.step()  # the scaler's own `step` would only ask once more
         self.scaler.update()
+        self.model.learned = Learned(self.config, self.step)
         self._refresh_working()
         self.drop_gradients()
         return norm, not finite

@@ -1,13 +1,17 @@
 """Pictures for people: grids, charts, sheets, sliders, live training, the report of a run.
 
-The only room with matplotlib and ipywidgets.
+The only room with matplotlib and ipywidgets. What is handed out here cannot stop a run: `guard.py`.
 """
 
-from .charts import training_curve, transfer_chart
-from .display import compare, save_figure, save_image, show
-from .grids import degradation_grid, effect_grid, pairs_grid, side_by_side
-from .live import LiveTraining
+from . import charts, display, grids, live, report, sheets
+from .guard import guarded, guarded_methods
 from .pictures import color_regions
-from .report import write_report
-from .sheets import sheet, show_sheet
 from .sliders import DegradationSliders
+
+LiveTraining = guarded_methods(live.LiveTraining)
+training_curve, transfer_chart = map(guarded, (charts.training_curve, charts.transfer_chart))
+compare, save_figure, show = map(guarded, (display.compare, display.save_figure, display.show))
+degradation_grid, effect_grid, pairs_grid, side_by_side = map(guarded, (
+    grids.degradation_grid, grids.effect_grid, grids.pairs_grid, grids.side_by_side))
+sheet, show_sheet = map(guarded, (sheets.sheet, sheets.show_sheet))
+write_report = report.write_report

@@ -30,8 +30,8 @@ def draw_curve(figure: FigureBase, history: Sequence[Mapping[str, Any]]) -> None
     steps = [record["step"] for record in history]
     totals = [record["losses"]["total"] for record in history]
     floor = 0.05 * min(filter(math.isfinite, totals), default=0.0)
-    for name in history[0]["losses"] if history else ():
-        values = torch.tensor([record["losses"][name] for record in history])
+    for name in dict.fromkeys(name for record in history for name in record["losses"]):
+        values = torch.tensor([record["losses"].get(name, math.nan) for record in history])
         width = max(1, len(values) // 30)
         padded = torch.nn.functional.pad(values[None, None], (width // 2, (width - 1) // 2),
                                          mode="replicate")

@@ -10,18 +10,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..storage import write_whole
-from .pictures import divided, mask_overlay, shown, tint, to_bytes, to_tag
+from .pictures import divided, mask_overlay, shown, tint, to_tag
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 130) -> Path:
     """Write a figure as JPEG or PNG, by the path's suffix, whole or not at all."""
     kind = path.suffix.lstrip(".").replace("jpg", "jpeg")
     return write_whole(path, rendered(figure, kind, dpi))
-
-
-def save_image(images: Tensor, path: Path) -> Path:
-    """Write the first image of a batch (B, 3, H, W) in [0, 1] as PNG, whole or not at all."""
-    return write_whole(path, to_bytes(images[0], "PNG"))
 
 
 def show(figure: Figure, alt: str) -> None:

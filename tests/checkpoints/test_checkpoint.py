@@ -31,6 +31,7 @@ COMPANIONS = ["config.json", "run.json"]
 
 def made(step: int, **changes: object) -> Checkpoint:
     tensors = {"model/a": torch.full((3, 2), float(step)), "exp_avg/a": torch.rand(3, 2),
+               "exp_avg_sq/a": torch.rand(3, 2),
                "updates": torch.tensor(float(step)), "half": torch.ones(5, dtype=torch.bfloat16),
                "flag": torch.tensor([True, False, True]), "none": torch.zeros(0, 4)}
     history = [{"step": n, "losses": {"total": 1 / n}} for n in range(1, step + 1)]

@@ -61,7 +61,8 @@ def test_second_preparation_only_loads_and_batches_honour_the_contract(tmp_path)
     clean, regions = again.load("test", [1, 0])
     assert clean.shape == (2, 3, 64, 64) and clean.dtype == torch.float32
     assert regions.shape == (2, 64, 64) and regions.dtype == torch.uint8
-    assert datasets.load_from_disk(str(first.store)).num_rows == 6
+    arrow, = first.store.glob("*.arrow")
+    assert datasets.Dataset.from_file(str(arrow)).num_rows == 6
     with pytest.raises(ValueError, match="expected 'train' or 'test'"):
         again.load("validation", [0])
 
@@ -164,7 +165,7 @@ def test_unreadable_images_are_named_and_left_out(tmp_path, photos, capsys):
     ({"rows": stream(3)}, ValueError, "expected 4 training and 2 test"),
     ({"rows": [{"image": {"bytes": b""}}] * 9}, ValueError, "9 left out: celeba-hq-mixed-00000"),
     ({"source": "nowhere"}, ValueError, "folder of images, got 'nowhere'"),
-    ({"source": "."}, ValueError, "expected .jpg, .png or .webp"),
+    ({"source": "."}, ValueError, r"expected pictures \(.jpg, .jpeg, .png"),
     ({"parse": lambda _: 1 / 0}, ZeroDivisionError, "division"),
 ])
 def test_bad_input_leaves_nothing_behind(tmp_path, monkeypatch, options, error, message):
@@ -213,13 +214,14 @@ def test_hostile_files_are_named_and_neither_followed_nor_run(tmp_path, photos):
     (photos / "new\nline\x1b[2J.png").write_text("")
     with contextlib.suppress(OSError):  # file systems that only take Unicode
         Path(os.fsdecode(os.fsencode(photos) + b"/\xff.png")).write_bytes(sources_png())
-    (photos / "inside.png").symlink_to(photos / "0.png")
+    photo(8).save(photos / "8", "PNG")
+    (photos / "inside.png").symlink_to(photos / "8")
     faces = prepare(tmp_path / "store", source=photos, train=7, test=2)
     names = {*faces.train["key"], *faces.test["key"]}
     assert names == {f"{n}.png" for n in range(8)} | {"inside.png"}
     with pytest.raises(ValueError, match=r"(9|10) left out"):
         prepare(tmp_path / "all", source=photos, train=9, test=2)
-    for name, reason in [("program.jpg", "not an image"), ("bomb.png", "decompression bomb"),
+    for name, reason in [("program.jpg", "not an image"), ("bomb.png", "pixels at most"),
                          ("out.png", "a link out of it"), ("pipe.png", "a file of its folder")]:
         assert reason in skipped_among(photos)[name]
 

@@ -205,8 +205,7 @@ def test_closed_form_equals_the_scheduler_step():
 
 def test_check_shapes_refuses_non_finite_results():
     model = _build()
-    model.load_trained(model.trained_state() | {"skips.0.weight": torch.full((32, 32, 1, 1),
-                                                                            torch.nan)})
+    torch.nn.init.constant_(model.skips[0].weight, torch.nan)
     with pytest.raises(ValueError, match="finite: False"):
         model.check_shapes(64)
 

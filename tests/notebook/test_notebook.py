@@ -235,3 +235,34 @@ def test_setup_finds_helpers_beside_the_notebook(notebook, tmp_path, starts_else
         cell, place = f"{named}\n{cell}", tmp_path / "elsewhere"
     done = run_setup(cell, place)
     assert done.returncode == 0 and str(tmp_path) in done.stdout
+
+
+@pytest.mark.parametrize("value", ["0.0", "0.1", "1.0"])
+def test_a_strength_of_the_form_is_taken_as_it_is(notebook, names, value):
+    cell = cell_of(notebook, "Choose the settings").replace('PRESET = "auto"', 'PRESET = "demo"')
+    exec(cell.replace("STRENGTH = 1.0", f"STRENGTH = {value}"), names)
+    assert names["config"].degrade.strength == float(value)
+
+
+def test_a_mix_that_was_put_back_leaves_nothing(notebook, names, monkeypatch):
+    exec(cell_of(notebook, "Choose the settings").replace('"auto"', '"demo"', 1), names)
+    names |= {"work": ROOT, "faces": None, "faces_on_drive": None,
+              "prepare_pairs": lambda *_, **__: {}}
+    before, cell = names["config"], cell_of(notebook, "Mix the pairs")
+    exec(cell.replace("OWN = 0.0", "OWN = 0.5").replace('OWN_PAIRS = ""', 'OWN_PAIRS = "x"'), names)
+    assert names["config"].pairs.own_share == 0.5 and names["config"].pairs.drawn == 0
+    exec(cell, names)
+    assert names["config"] == before
+
+
+def test_a_clone_that_fails_says_what_git_said(notebook, tmp_path):
+    done = run_setup(setup_cell(notebook, "'/nowhere/at/all'"), tmp_path)
+    assert done.returncode == 1 and "/nowhere/at/all'" in done.stderr
+    subprocess.run(["git", "init", "-q", str(tmp_path / "origin")], check=True)
+    (tmp_path / "splat-enhancer").mkdir()
+    (tmp_path / "splat-enhancer" / "rest").write_text("of a clone that broke off")
+    done = run_setup(setup_cell(notebook, str(tmp_path / "origin")), tmp_path)
+    assert "already exists" in done.stderr and done.returncode == 1
+    hostile = "ext::sh -c touch% made"
+    run_setup(setup_cell(notebook, hostile), tmp_path)
+    assert not (tmp_path / "made").exists()

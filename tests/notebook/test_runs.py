@@ -16,8 +16,8 @@ from helpers.evaluation import read_metrics
 from tests.places import SMALL, colab_variables, copy_project, kaggle_variables, run_notebook
 
 SETS = ["rendered_outside", "rendered_inside", "fitted", "drawn", "drawn_heavy", "clean"]
-RESULTS = {"enhancer", "metrics.json", "metrics.csv", "report.html", "restored.png", "displays",
-           "comparisons"}
+RESULTS = {"enhancer", "metrics.json", "metrics.csv", "report.html",
+           "held_out_restored.png", "displays", "comparisons"}
 RUN = Path("runs") / "demo"
 on_colab = pytest.mark.skipif(sys.platform == "win32", reason="Colab runs on Linux")
 

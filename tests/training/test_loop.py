@@ -232,7 +232,7 @@ def test_a_face_that_was_trained_on_is_never_measured_after_a_folder_changed(con
     run(config, build, faces, tmp_path, steps=1)
     config, others = prepared(config, tmp_path, {*"abcdefg"} - {min(held_out)[0]})
     assert trained & set(others.test["key"])
-    with pytest.raises(ValueError, match=rf"on the {faces.trained_on} that .*got 4 faces .*; give "
+    with pytest.raises(ValueError, match=rf"on the {faces.trained_on} that .*got 4 photographs .*"
                                          r".*photos the images and names .*run\.name"):
         run(config, build, others, tmp_path)
     again = prepared(config, tmp_path, "abcdef")[1]  # other files of the same names

@@ -1,0 +1,94 @@
+"""What was restored, as a PNG that says what its colours are, and never in place of anything else.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+
+import torch
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from ..errors import refused
+from ..storage import digest, safe_name, write_whole
+from .contract import check_images
+from .reading import Picture
+
+PERCEPTUAL, GAMMA = b"\0", (45_455).to_bytes(4, "big")  # what sRGB is called in a PNG
+SOURCE = "Source"  # PNG's own keyword: here, what the picture was made of
+LONGEST_STEM = 100
+
+
+def write_picture(path: Path, rgb: Tensor, alpha: Tensor | None = None, *,
+                  source: str = "") -> Path:
+    """Write a picture as 8-bit sRGB PNG, whole or not at all; a link is followed, not replaced.
+
+    Args:
+        path: the file.
+        rgb: (3, H, W) in [0, 1], straight colours.
+        alpha: (1, H, W) in [0, 1], or None.
+        source: what it was made of; `restored_path` finds it again.
+
+    Raises:
+        ValueError: values outside [0, 1], or alpha of another size.
+        OSError: it could not be written.
+    """
+    check_images(rgb[None], "picture")
+    parts = [rgb]
+    if alpha is not None:
+        if alpha.shape != (1, *rgb.shape[1:]):
+            raise refused("alpha", f"shape {(1, *rgb.shape[1:])}", tuple(alpha.shape),
+                          "pass that of the picture")
+        check_images(alpha.expand(3, -1, -1)[None], "alpha")
+        parts.append(alpha)
+    values = torch.cat([part.detach().float().cpu() for part in parts]).mul(255).round().byte()
+    words = PngImagePlugin.PngInfo()
+    words.add(b"gAMA", GAMMA)
+    words.add(b"sRGB", PERCEPTUAL)
+    words.add_text("Software", "Splat Enhancer")
+    if source:
+        words.add_text(SOURCE, source)
+    buffer = BytesIO()
+    Image.fromarray(values.permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG", pnginfo=words)
+    return write_whole(path, buffer.getvalue())
+
+
+def write_restored(folder: Path, picture: Picture, restored: Tensor) -> Path:
+    """Write what was made of a picture, with its alpha, under a name of its own; returns the file.
+
+    Args:
+        folder: where; `restored_path` says how it is called.
+        picture: that was restored.
+        restored: (3, H, W) in [0, 1].
+    """
+    source = digest(picture.pixels.tobytes())
+    return write_picture(restored_path(folder, picture.name, source), restored, picture.alpha,
+                         source=source)
+
+
+def restored_path(folder: Path, name: str, source: str) -> Path:
+    """A name for what was restored: `<stem>_restored.png`, or the first number that is free.
+
+    A file of that name that was made of the same is the one to replace; no other ever is.
+
+    Args:
+        folder: where it shall lie.
+        name: of the picture that was restored.
+        source: as for `write_picture`.
+    """
+    stem, number = safe_name(Path(name).stem, LONGEST_STEM), 1
+    while True:
+        path = folder / f"{stem}_restored{f'_{number}' if number > 1 else ''}.png"
+        if not (path.exists() or path.is_symlink()) or _source_of(path) == source:
+            return path
+        number += 1
+
+
+def _source_of(path: Path) -> str | None:
+    """What a picture of ours was made of; None for any other file."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get(SOURCE)
+    except (OSError, ValueError, SyntaxError):
+        return None
