@@ -132,16 +132,16 @@ def test_masks_are_turned_with_their_photographs_or_left_out(tmp_path):
     for name, mask in (("stored", plain), ("tagged", tagged), ("upright", wide)):
         (folder / f"{name}.png").write_bytes(turned_photo(6))
         (masks / f"{name}.png").write_bytes(mask)
-        _, regions = sources._read_photo(folder / f"{name}.png", masks, 64)
+        _, regions = sources._read_photo(folder / f"{name}.png", masks, 64, sources.Place())
         assert np.asarray(regions)[32, 60] == 5 and np.asarray(regions)[32, 3] == 0, name
     for name, tag in (("halfway", 3), ("mirrored", 2)):
         (folder / f"{name}.png").write_bytes(turned_photo(tag))
         (masks / f"{name}.png").write_bytes(plain)
         with pytest.raises(ValueError, match="expected a mask that says which way is up"):
-            sources._read_photo(folder / f"{name}.png", masks, 64)
+            sources._read_photo(folder / f"{name}.png", masks, 64, sources.Place())
     (masks / "halfway.png").unlink()
     with pytest.raises(ValueError, match="its mask to be a file of its folder masks/, got none"):
-        sources._read_photo(folder / "halfway.png", masks, 64)
+        sources._read_photo(folder / "halfway.png", masks, 64, sources.Place())
 
 
 @pytest.mark.parametrize("spelled", ['"{}"', "'{}'", " {} ", "{}/", "“{}”"])

@@ -262,7 +262,8 @@ def test_a_clone_that_fails_says_what_git_said(notebook, tmp_path):
     (tmp_path / "splat-enhancer").mkdir()
     (tmp_path / "splat-enhancer" / "rest").write_text("of a clone that broke off")
     done = run_setup(setup_cell(notebook, str(tmp_path / "origin")), tmp_path)
-    assert "already exists" in done.stderr and done.returncode == 1
+    assert "couldn't find remote ref" in done.stderr and done.returncode == 1
+    assert "set aside as splat-enhancer.broken" in done.stdout
     hostile = "ext::sh -c touch% made"
     run_setup(setup_cell(notebook, hostile), tmp_path)
     assert not (tmp_path / "made").exists()
