@@ -107,7 +107,7 @@ def _run(config: Config, faces: Faces, folder: Path, held_out: HeldOut, *,
          device: torch.device | str, dtype: torch.dtype, data: Path,
          say: Callable[[str], None]) -> dict[str, Any]:
     """One variant: trained to its end from where it stands, and measured."""
-    seed = config.run.seed
+    config, seed = config.with_({"run.name": folder.name}), config.run.seed
     sources = prepare_pairs(config, faces, data, device=device)
     model = SplatEnhancer.from_pretrained(config.model, device=device, dtype=dtype, seed=seed)
     loss = EnhancerLoss(config.loss, device=device, dtype=dtype, seed=seed)

@@ -7,13 +7,17 @@ from typing import Any
 from IPython import get_ipython
 
 MADE_BY = {  # name → title of its cell; the tests read the notebook
+    "Find where this notebook came from": ("REPOSITORY", "ADDRESS", "BRANCH", "os", "shutil",
+                                           "sys"),
+    "Find the helpers": ("CLONE", "IN_DRIVE", "places"),
     "Look at this machine": ("machine", "mended"),
     "Import": ("Markdown", "checkpoints", "evaluation", "views", "settings", "as_changes",
                "damage", "in_words", "kept_damage", "EnhancerLoss", "Metrics", "draw_batch",
-               "prepare", "choose_preset", "mount_drive", "report", "workspace", "SplatEnhancer",
+               "prepare", "choose_preset", "free_gib", "free_memory", "mount_drive", "report",
+               "workspace", "SplatEnhancer",
                "add_metrics", "export", "Picture", "read_picture", "write_restored", "draw_each",
                "prepare_pairs", "with_shares", "plan_downloads", "plan_memory", "put", "folders_of",
-               "recall", "refuse_unfit", "train"),
+               "gradient_shares", "recall", "refuse_unfit", "train"),
     "Choose the settings": ("USE_DRIVE", "preset", "reason", "config", "untuned", "unmixed"),
     "Choose the folders": ("work", "drive", "run_folder", "results_folder", "drive_folder",
                            "faces_on_drive"),

@@ -69,7 +69,7 @@ def test_any_safetensors_reader_opens_the_file_and_a_person_reads_the_rest(tmp_p
     assert json.loads((tmp_path / "config.json").read_text())["preset"] == "demo"
     told = json.loads((tmp_path / "run.json").read_text())
     mean = sum(1 / n for n in range(11, 61)) / 50
-    assert (told["step"], told["of_steps"], told["loss_lately"]) == (60, 300, round(mean, 5))
+    assert (told["step"], told["of_steps"], told["loss_lately"]) == (60, 240, round(mean, 5))
     assert told["notes"][0]["after_step"] == 0 and "run.name 'demo'" in told["to_resume"]
     digest = hashlib.sha256(path.read_bytes()[:-32]).hexdigest()
     expected = {"step": 60, "bytes": path.stat().st_size, "sha256": digest}
@@ -400,7 +400,7 @@ def test_binding_settings_are_refused_with_both_values_and_the_others_listed():
     changes = {"optim.steps": 900, "optim.learning_rate": 1e-3, "degrade.noise": 0.5,
                "run.seed": 5}
     assert checkpoints.harmless_changes(saved.config, saved.config.with_(changes)) == {
-        "optim.steps": [300, 900], "optim.learning_rate": [8e-4, 1e-3],
+        "optim.steps": [240, 900], "optim.learning_rate": [8e-4, 1e-3],
         "degrade.noise": [0.05, 0.5]}
 
 

@@ -139,12 +139,12 @@ def test_a_colour_error_changes_colours_and_not_shapes():
 
 def test_samples_of_a_batch_are_what_they_are_alone():
     image, regions, _ = make_face(3)
-    mixed = {name: torch.rand(3, 1, 1, 1, generator=torch.Generator().manual_seed(k))
+    mixed = {name: torch.rand(3, generator=torch.Generator().manual_seed(k))
              for k, name in enumerate(DEFECTS)}
-    together = resplat(image, regions, mixed, draws(5, 6, 7))
+    together = resplat(image, regions, Amounts(mixed, "cpu"), draws(5, 6, 7))
     for k in range(3):
-        alone = resplat(image[k:k + 1], regions[k:k + 1],
-                        {name: value[k:k + 1] for name, value in mixed.items()}, draws(5 + k))
+        own = Amounts({name: value[k:k + 1] for name, value in mixed.items()}, "cpu")
+        alone = resplat(image[k:k + 1], regions[k:k + 1], own, draws(5 + k))
         assert torch.allclose(alone, together[k:k + 1], atol=2e-5)
 
 

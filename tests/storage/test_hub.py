@@ -210,7 +210,7 @@ def write_notebook(path, run_name, last):
     for cell in notebook.cells:
         cell.source = (cell.source.replace("CHANGES = {}", f"CHANGES = {CHANGES}")
                        .replace('RUN_NAME = ""', f'RUN_NAME = "{run_name}"')
-                       .replace("workspace(machine)", "workspace(machine, workspace(machine).cwd())"))
+                       .replace("workspace(machine)", "workspace(machine).cwd()"))
     nbformat.write(notebook, path)
 
 
