@@ -16,8 +16,8 @@ from helpers.faces import data
 from helpers.faces.store import PartialStore
 from helpers.model.base import embed_prompt
 
-BYTE_OPENERS = ("Image.open", "tarfile.open", "os.open", "urlopen")
-SHELL = "os.popen"  # it speaks the encoding of the place, and names none
+# Of bytes; and the shell, which speaks the encoding of its place
+NO_TEXT_OPENERS = ("Image.open", "tarfile.open", "os.open", "urlopen", "os.popen")
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells")
@@ -45,7 +45,7 @@ def lines_of_nameless_text(source: str) -> list[int]:
 def is_text(call: ast.Call) -> bool:
     name = ast.unparse(call.func)
     if name.endswith("open"):
-        return name not in (*BYTE_OPENERS, SHELL) and not re.search("'(.b|rb\\+)'", ast.unparse(call))
+        return name not in NO_TEXT_OPENERS and not re.search("'(.b|rb\\+)'", ast.unparse(call))
     return name.endswith((".read_text", ".write_text")) \
         or any(keyword.arg == "text" for keyword in call.keywords)
 
