@@ -50,7 +50,7 @@ def ablation_variants(config: Config) -> dict[str, dict[str, Any]]:
         **{f"timestep {step}": {"model.timestep": step} for step in steps},
         "no skips": {"model.skip_dropout": 1.0},  # never trained, they stay almost nothing
         "no skip dropout": {"model.skip_dropout": 0.0},
-        "no Gram": {"loss.gram": 0.0},
+        **({"no Gram": {"loss.gram": 0.0}} if config.loss.gram else {"Gram": {"loss.gram": 1.0}}),
         "no blur of regions": {f"degrade.{region}": 0.0 for region in REGIONS},
         "no mask": {"model.mask": False},
         **{f"no {kind} pairs": {f"pairs.{kind}": 0.0} for kind in KINDS

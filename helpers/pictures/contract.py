@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..errors import refused
@@ -24,7 +25,7 @@ def check_images(images: Tensor, name: str = "images", *, smallest_px: int = 1,
         raise refused(name, f"floats (B, 3, H, W), sides of {smallest_px} px or more",
                       (getattr(images, "dtype", type(images).__name__), shape),
                       "convert them to RGB floats in [0, 1]")
-    low, high = (bound.item() for bound in images.detach().aminmax())  # NaN, if one value is
+    low, high = torch.stack(images.detach().aminmax()).tolist()  # NaN, if one value is
     if not (low >= -beyond and high <= 1 + beyond):
         broken = not -1e30 < low <= high < 1e30
         raise refused(name, "finite values in [0, 1]", f"values from {low:g} to {high:g}",
