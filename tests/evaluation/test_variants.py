@@ -76,9 +76,10 @@ def test_an_ablation_takes_away_one_part_at_a_time():
                          if getattr(own, part) != getattr(config, part)}
     assert changed.pop("as it is") == set()
     assert all(len(parts) == 1 for parts in changed.values()), changed
-    assert {"no skips", "no skip dropout", "no Gram", "no mask", "no blur of regions",
+    assert {"no skips", "no skip dropout", "Gram", "no mask", "no blur of regions",
             "timestep 199", "timestep 999", "no drawn pairs", "no fitted pairs",
             "no rendered pairs"} <= set(changed)
+    assert "no Gram" in ablation_variants(preset("t4"))
 
 
 def test_the_sets_of_a_variant_are_those_of_the_run(config, faces, tmp_path):
