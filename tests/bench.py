@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,7 +43,7 @@ from helpers.storage.whole import write_whole
 from helpers.training.autosave import Autosave
 from helpers.training.loop import resume
 from helpers.training.trainer import Trainer
-from tests import rehearsal
+from tests import reference_call, rehearsal
 
 FILE = ROOT / "results" / "benchmark.json"
 SIDE, GAUSSIANS = 512, 4_000
@@ -196,6 +197,16 @@ def enhance_demo(rounds: int = 12) -> Figures:
     return {"enhance_images_per_s_demo": len(degraded) / statistics.median(times)}
 
 
+def beside_reference(rounds: int = 3, side_px: int = 256, **shapes: Any) -> Figures:
+    """A single `enhance()` beside pix2pix-turbo's own call, in turn: theirs over ours."""
+    ours, theirs = reference_call.both(**shapes)
+    degraded, tokens = torch.rand(1, 3, side_px, side_px), reference_call.prompt_tokens()
+    calls = (lambda: theirs(degraded * 2 - 1, tokens), lambda: ours.enhance(degraded))
+    times = [[seconds(call) for call in calls] for _ in range(rounds + 1)][1:]
+    slow, quick = (statistics.median(column) for column in zip(*times, strict=True))
+    return {"enhance_beside_reference": slow / quick}
+
+
 class TrueShapes(nn.Module):
     """What a trainer sees of the enhancer on SD-Turbo: its trained tensors, and nothing frozen."""
 
@@ -259,7 +270,8 @@ def checkpoints() -> Figures:
     return {"checkpoint_save_s": statistics.median(saves), "resume_s": statistics.median(resumes)}
 
 
-MEASURES = (machine, degradation, sliders, training_budget, full_size, checkpoints, enhance_demo)
+MEASURES = (machine, degradation, sliders, training_budget, full_size, checkpoints, enhance_demo,
+            beside_reference)
 
 
 def keep(figures: Figures, file: Path = FILE) -> None:

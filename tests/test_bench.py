@@ -11,7 +11,7 @@ import torch
 
 from helpers.errors import refused
 from helpers.model.enhancer import SplatEnhancer
-from tests import bench, bench_gpu, gpu_first
+from tests import bench, bench_gpu, gpu_first, reference_call
 from tests.gpu_reference import SAME_WORK, check_reference, load_reference
 from tests.gpu_rows import largest_batch, training_step
 from tests.gpu_setup import Bench, Setup, differences
@@ -227,3 +227,16 @@ def test_a_new_figure_leaves_the_others_in_the_file(tmp_path):
     assert kept["enhance_images_per_s_demo"] > 0
     with pytest.raises(SystemExit, match="full_size"):
         bench.main(["unknown"])
+
+
+def test_a_single_enhance_and_the_reference_do_the_same_work(tiny):
+    shapes = {"base": tiny.setup.base, "text": TEXT}
+    ours, theirs = reference_call.both(**shapes)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        decoded = ours(image, parts=True).decoded
+        restored = theirs(image * 2 - 1, reference_call.prompt_tokens()) / 2 + 0.5
+        assert (decoded.clamp(0, 1) - restored).abs().max() < 1e-5
+        ours.unet.disable_adapters()  # the weights are shared, so is what was learned
+        assert (ours(image, parts=True).decoded - decoded).abs().max() > 1e-4
+    assert bench.beside_reference(rounds=1, side_px=64, **shapes)["enhance_beside_reference"] > 0

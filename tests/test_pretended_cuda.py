@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -48,25 +50,30 @@ def build(config, dtype, device="cuda"):
     return model, EnhancerLoss(config.loss, device=device, dtype=dtype)
 
 
-def learn(heads, dtype, lean=False, **changes):
+def learn(heads, config, model, loss):
     """A step of the real loop, without its files: the trainer, and whether it was skipped."""
-    config = settings(**changes)
-    model, loss = build(config, dtype)
-    model.use_lean_memory(lean)
     trainer = Trainer(config, model)
     loop.add_gradients(trainer, loss, [(*heads, SEEDS[:len(heads[0])])])
     return trainer, trainer.update()[1]
+
+
+@pytest.fixture(scope="module")
+def on_cpu():
+    """The model in float32 on the CPU."""
+    return build(settings(), torch.float32, "cpu")[0]
 
 
 @pytest.mark.parametrize(("dtype", "lean", "changes"), [
     (torch.float16, False, {"loss.lpips": 0.5, "loss.gram": 0.01, "loss.vgg": "random",
                             "loss.vgg_view_px": 16}),
     (torch.float16, True, {}), (torch.bfloat16, False, {"loss.mask": 0.0})])
-def test_a_whole_step_in_every_precision_and_memory(heads, dtype, lean, changes):
+def test_a_whole_step_in_every_precision_and_memory(heads, on_cpu, dtype, lean, changes):
     config = settings(**changes)
     with pretended_cuda() as counts:
         few = [side[:1] for side in heads]
-        trainer, skipped = learn(few, dtype, lean, **changes)
+        model, loss = build(config, dtype)
+        model.use_lean_memory(lean)
+        trainer, skipped = learn(few, config, model, loss)
         kinds = [{(p.device.type, p.dtype) for p in parameters.values()}
                  for parameters in (trainer.working, trainer.masters)]
         assert kinds == [{("cuda", dtype)}, {("cuda", torch.float32)}]
@@ -77,7 +84,6 @@ def test_a_whole_step_in_every_precision_and_memory(heads, dtype, lean, changes)
         assert counts.waits <= 2  # one is of the pretence: C++ groups gradients by what it sees
     assert saved.step == 1 and not any(isinstance(t, OnCuda) for t in saved.tensors.values())
     assert not skipped or dtype == torch.float16  # the first loss scale may be too high
-    on_cpu, _ = build(config, torch.float32, "cpu")
     assert saved.trained.keys() == on_cpu.trainable().keys()
 
 
@@ -138,20 +144,23 @@ PLANTED = {
 
 
 @pytest.mark.parametrize("planted", PLANTED)
-def test_a_planted_mistake_is_caught(heads, monkeypatch, planted):
+def test_a_planted_mistake_is_caught(heads, on_cpu, monkeypatch, planted):
     place, name = PLANTED[planted]
-    wrong = left_behind(getattr(place, name))
+    wrong, config = left_behind(getattr(place, name)), settings()
     if planted == "amounts":
         monkeypatch.setattr(place, name, lambda amounts, share, device, own=pipeline._named:
                             own(amounts, share, "cpu"))
     else:
         monkeypatch.setattr(place, name, wrong)
-    on_model = planted in ("skips", "latent", "batch")
-    with pretended_cuda(), pytest.raises(RuntimeError, match=r"same device|same type|0-dim"):
-        if on_model:
-            learn([side[:1] for side in heads], torch.float32)
+    with pretended_cuda():
+        if planted in ("skips", "latent", "batch"):
+            model = copy.deepcopy(on_cpu).to("cuda")
+            few, loss = [side[:1] for side in heads], EnhancerLoss(config.loss, device="cuda")
+            work = partial(learn, few, config, model, loss)
         else:
-            degraded(*(side.to("cuda") for side in heads))
+            work = partial(degraded, *(side.to("cuda") for side in heads))
+        with pytest.raises(RuntimeError, match=r"same device|same type|0-dim"):
+            work()
 
 
 @pytest.mark.parametrize("wrong", [

@@ -14,6 +14,7 @@ from helpers.config import ModelConfig
 from helpers.model import mask
 from helpers.model.enhancer import SplatEnhancer, to_clean_latent
 from helpers.model.mask import RepairMask
+from tests.reference_call import TIMESTEP, ReferenceCall
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"  # pix2pix-turbo's: see README there
 EXPECTED = load_file(GOLDEN / "tensors.safetensors")
@@ -50,6 +51,17 @@ def test_model_reproduces_pix2pix_turbo(timestep):
             restored = model(IMAGES, torch.full((2,), float(skip))) * 2 - 1
         difference = (restored - EXPECTED[f"output_t{timestep}_skip{skip}"]).abs().max()
         assert difference < 1e-4
+
+
+def test_what_the_bench_calls_the_reference_reproduces_it_too():
+    ours = _build(TIMESTEP)
+    vae = AutoencoderKL.from_pretrained(GOLDEN / "base", subfolder="vae")
+    theirs = ReferenceCall(ours, vae, lambda tokens: EXPECTED["prompt_embedding"].expand(2, -1, -1))
+    expected = EXPECTED["output_t999_skip1"].clamp(-1, 1)
+    difference = theirs(EXPECTED["input"], torch.zeros(2, 77)) - expected
+    assert difference.abs().max() < 1e-4
+    lora = [name for name, _ in theirs.named_parameters() if ".lora_A." in name]
+    assert any("encoder" in name for name in lora) and any("skips" in name for name in lora)
 
 
 def test_full_size_model_has_the_published_number_of_trained_parameters():
