@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -195,7 +195,7 @@ class SplatEnhancer(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            with self.merged() if self._pays_to_merge(degraded) else nullcontext():
+            with self._merged_where_it_pays(degraded):
                 enhanced = enhance_tiled(
                     restore, degraded, tile_px=TILE_PX, overlap_px=OVERLAP_PX,
                     margin_px=MARGIN_PX, multiple=self.size_multiple, batch=len(degraded),
@@ -208,6 +208,12 @@ class SplatEnhancer(nn.Module):
         enhanced = enhanced.clamp(0.0, 1.0)
         enhanced[:, :3] = torch.lerp(degraded.float(), enhanced[:, :3], strength).clamp(0.0, 1.0)
         return enhanced
+
+    def _merged_where_it_pays(self, images: Tensor) -> AbstractContextManager[None]:
+        """All for many pixels; on a CPU at least the decoder, of few weights and many pixels."""
+        if self._pays_to_merge(images):
+            return self.merged()
+        return merged_lora(self.vae.decoder) if images.device.type == "cpu" else nullcontext()
 
     def _pays_to_merge(self, images: Tensor) -> bool:
         if images.ndim != 4:
