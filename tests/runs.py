@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from helpers.checkpoints import checkpoint as checkpoints
+from helpers import checkpoints
 from helpers.config import Config
 from helpers.degradation.pipeline import AMOUNTS
 from helpers.training.loop import train

@@ -26,9 +26,8 @@ from typing import Any
 import torch
 from matplotlib import pyplot
 
-from helpers import evaluation
+from helpers import checkpoints, evaluation
 from helpers.__main__ import ROOT
-from helpers.checkpoints import checkpoint as checkpoints
 from helpers.config import Config, preset
 from helpers.distances import EnhancerLoss, Metrics
 from helpers.faces import data

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,28 +20,13 @@ import torch
 from torch import Tensor
 
 from ..config import Config
-from ..storage import (
-    damage_named,
-    read_metadata,
-    read_seal,
-    read_sealed,
-    within,
-    write_sealed,
-    write_whole,
-)
+from ..storage import damage_named, read_metadata, read_seal, read_sealed, write_sealed, write_whole
 from .summary import summarise, write_summary
 
 LATEST, PREVIOUS, BEST = "latest.safetensors", "previous.safetensors", "best.safetensors"
 NAMES = (LATEST, PREVIOUS, BEST)
 ASIDE = "latest.safetensors.aside"  # whole, where a kill cut a publication short
 STATE = "~state"  # the tensor that holds JSON
-# Fields that change what the trained tensors mean, or which images they have seen so far
-BINDING = ("model.base", "model.timestep", "model.unet_rank", "model.vae_rank", "model.prompt",
-           "model.mask",
-           "data.source", "data.size_px", "data.train_images", "run.seed")
-
-NAMED = ("avatars", "celeba-hq")  # sources that are no folder
-Found = tuple[list[tuple[int, Path]], list[str]]  # files with their step, and lines on the others
 
 
 @dataclass(frozen=True)
@@ -125,64 +110,6 @@ def load(path: Path) -> Checkpoint:
                           faces=texts.get("faces", ""), **state)
 
 
-def newest(folders: Iterable[Path], *, timeout_s: float = 120.0,
-           fits: Callable[[Checkpoint], None] | None = None) -> tuple[Checkpoint | None, list[str]]:
-    """Find the checkpoint with the most steps among the good ones; no clock is asked.
-
-    Args:
-        folders: where the run may have saved, the fastest first: this disk, Drive.
-        timeout_s: how long a folder, and then a file, may take to answer: Drive can hang.
-        fits: raises ValueError for a state that could not be used; it is passed over.
-
-    Returns:
-        The checkpoint, or None, and one line for each file that was passed over.
-    """
-    found, passed_over = _find(folders, timeout_s)
-    for _, path in found:
-        try:
-            saved = within(timeout_s, load, path)
-            if fits:
-                fits(saved)
-            return saved, passed_over
-        except Exception as error:  # whatever is wrong with it, another may be whole
-            passed_over.append(_line(path, error))
-    return None, passed_over
-
-
-def refuse_other_run(saved: Checkpoint, config: Config,
-                     faces: str | Sequence[str] = "") -> None:
-    """Raise ValueError where config or faces differ in what the trained tensors mean.
-
-    How many images a step takes is fixed too, for it is their place in the order of images. How
-    they are divided is not: `batch` 1 with `accumulate` 2 goes on from `batch` 2. In a folder of
-    photos that has changed, a face may be held out now that was trained on then. Where the folder
-    lies, and how its path is written, does not matter: the photographs in it do.
-
-    Args:
-        faces: what the images are known by, and perhaps what older files call them.
-    """
-    then, now = _fields(saved.config), _fields(config)
-    names = [name for name in ((faces,) if isinstance(faces, str) else faces) if name]
-    if saved.faces and names and not {then["data.source"], now["data.source"]} & set(NAMED):
-        then["data.source"] = now["data.source"]
-    changed = [f"{path}: {then[path]!r} then, {now[path]!r} now"
-               for path in (*BINDING, "optim.batch · optim.accumulate") if then[path] != now[path]]
-    if changed:
-        raise ValueError(f"run {config.run.name!r}: expected the settings it was started with, got "
-                         f"{'; '.join(changed)}; set them back, or choose another run.name")
-    if saved.faces and names and saved.faces not in names:
-        raise ValueError(f"run {config.run.name!r}: expected to train on the {saved.faces} that it "
-                         f"was started with, got {names[0]}; give {config.data.source} the images "
-                         "and names that it had, or choose another run.name")
-
-
-def harmless_changes(saved: Config, now: Config) -> dict[str, list[Any]]:
-    """What differs and may: {"optim.steps": [300, 500]}, the old value first."""
-    then, later = _fields(saved), _fields(now)
-    return {path: [then[path], later[path]] for path in then
-            if path not in BINDING and "·" not in path and then[path] != later[path]}
-
-
 def read_step(path: Path) -> int:
     """The step that a file's header claims; raises as `load` does."""
     texts = read_metadata(path)
@@ -206,29 +133,6 @@ def step_or_none(path: Path) -> int | None:
     """The same, where a file that cannot be read here and now is as good as none."""
     with suppress(OSError):
         return whole_step(path)
-    return None
-
-
-def set_aside_unusable(folder: Path, later_than: int,
-                       fits: Callable[[Checkpoint], None] | None = None) -> Path | None:
-    """Rename a later `latest` that is sealed but no state to go on from: it would bar all saves.
-
-    Args:
-        later_than: the step that the run goes on after; -1 where it begins.
-        fits: as for `newest`.
-
-    Returns:
-        Its new place; None where nothing stood in the way.
-    """
-    latest = folder / LATEST
-    if (step := step_or_none(latest)) is None or step <= later_than:
-        return None
-    try:
-        saved = load(latest)
-        if fits:
-            fits(saved)
-    except ValueError:
-        return latest.replace(latest.with_name(LATEST + ".unusable"))
     return None
 
 
@@ -295,18 +199,6 @@ def _refuse_incomplete(tensors: Mapping[str, Tensor], listed: list[str] | None) 
             raise ValueError(f"{name} is not finite")
 
 
-def refuse_lone_moments(saved: Checkpoint) -> None:
-    """Raise ValueError where AdamW could not take over its moments: each has its like and shape."""
-    trained = saved.trained
-    for name, tensor in saved.tensors.items():
-        kind, _, own = name.partition("/")
-        twin = {"exp_avg": "exp_avg_sq", "exp_avg_sq": "exp_avg"}.get(kind)
-        if twin and (own not in trained or f"{twin}/{own}" not in saved.tensors
-                     or tensor.shape != trained[own].shape or "updates" not in saved.tensors):
-            raise ValueError(f"{name}: expected beside it {twin} of the same shape and the number "
-                             "of updates, got not all of them; use another copy")
-
-
 def _write_companions(checkpoint: Checkpoint, latest: Path, *, best: bool) -> None:
     """Write what it does not take to go on: a failure is told, for the tensors are safe."""
     try:
@@ -336,39 +228,3 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _find(folders: Iterable[Path], timeout_s: float) -> Found:
-    """Files with a readable header, those with the most steps first."""
-    found: list[tuple[int, Path]] = []
-    passed_over: list[str] = []
-    for folder in folders:
-        try:
-            steps, lines = within(timeout_s, _read_steps, folder)
-        except TimeoutError as error:
-            steps, lines = [], [_line(folder, error)]
-        found, passed_over = found + steps, passed_over + lines
-    return sorted(found, key=lambda entry: -entry[0]), passed_over
-
-
-def _read_steps(folder: Path) -> Found:
-    found, passed_over = [], []
-    for path in (folder / name for name in (*NAMES, ASIDE)):
-        try:
-            found.append((read_step(path), path))
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            passed_over.append(_line(path, error))
-    return found, passed_over
-
-
-def _line(path: Path, error: Exception) -> str:
-    return str(error) if str(path) in str(error) else f"{path}: {error}"
-
-
-def _fields(config: Config) -> dict[str, Any]:
-    """Every field by its path, and how many images a step takes."""
-    sections = {name: part for name, part in asdict(config).items() if name != "preset"}
-    flat = {f"{section}.{name}": value for section, part in sections.items()
-            for name, value in part.items()}
-    flat["optim.batch · optim.accumulate"] = config.optim.batch * config.optim.accumulate
-    return {"preset": config.preset} | flat

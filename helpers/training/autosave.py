@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from .. import checkpoints
 from ..checkpoints import Claim, Publisher
-from ..checkpoints import checkpoint as checkpoints
 from .trainer import Trainer
 
 SKIPS_IN_A_ROW = 20  # mean that gradients are broken: a loss scale of 2^16 is below 1 by then

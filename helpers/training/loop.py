@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .. import checkpoints
 from ..checkpoints import Publisher, claim
-from ..checkpoints import checkpoint as checkpoints
 from ..config import Config, OptimConfig
 from ..distances import EnhancerLoss
 from ..faces import Faces, load_batches

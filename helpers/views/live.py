@@ -11,7 +11,7 @@ from IPython.display import Pretty, display
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..checkpoints import checkpoint
+from ..checkpoints import newest
 from ..config import Config
 from ..machine import Bar
 from ..model import SplatEnhancer
@@ -36,7 +36,7 @@ class LiveTraining:
     def __init__(self, config: Config, model: SplatEnhancer, clean: Tensor, degraded: Tensor, *,
                  folders: Sequence[Path | None] = ()) -> None:
         self.config, self.model = config, model
-        saved, _ = checkpoint.newest([folder for folder in folders if folder])
+        saved, _ = newest([folder for folder in folders if folder])
         self.history = list(saved.history) if saved else []
         self.clean, self.degraded = clean, degraded
         self.bar = Bar(total=config.optim.steps, initial=len(self.history), desc="Training",

@@ -18,8 +18,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from helpers import checkpoints
 from helpers.__main__ import ROOT
-from helpers.checkpoints import checkpoint as checkpoints
 from helpers.checkpoints.checkpoint import BEST, LATEST, NAMES, PREVIOUS, Checkpoint
 from helpers.config import preset
 from helpers.storage.sealed import FORMAT, SEAL, write_sealed
@@ -344,7 +344,7 @@ def test_what_lies_beside_a_checkpoint_may_fail(tmp_path, capsys):
 KILLS = """
 import os, random, signal, sys, time, torch
 from pathlib import Path
-from helpers.checkpoints.checkpoint import Checkpoint, newest, save
+from helpers.checkpoints import Checkpoint, newest, save
 from helpers.config import preset
 torch.set_num_threads(1)
 folder, config, dice = Path(sys.argv[1]), preset("demo"), random.Random(0)

@@ -16,8 +16,8 @@ from contextlib import suppress
 import pytest
 import torch
 
+from helpers import checkpoints
 from helpers.__main__ import ROOT
-from helpers.checkpoints import checkpoint as checkpoints
 from helpers.checkpoints import publisher as publishing
 from helpers.checkpoints.checkpoint import ASIDE, BEST, LATEST, NAMES, PREVIOUS, Checkpoint
 from helpers.checkpoints.claims import OWNER

@@ -12,7 +12,7 @@ import pytest
 import torch
 from huggingface_hub.utils import _auth
 
-from helpers.checkpoints import checkpoint
+from helpers import checkpoints
 from helpers.machine import drive, runtime
 from tests.places import SMALL, STAND_IN, colab_variables, copy_project, run_notebook
 
@@ -119,6 +119,6 @@ def test_drive_that_dies_stops_no_run_and_what_it_got_is_whole(google, tmp_path)
     assert "Mounted at" in text and "No Google Drive" not in text and "No copy in" in text
     home = content / "splat_enhancer"
     assert {p.name for p in (home / "results" / "demo").iterdir()} >= {"metrics.json", "enhancer"}
-    local, there = (checkpoint.newest([folder / "runs" / "demo"])[0]
+    local, there = (checkpoints.newest([folder / "runs" / "demo"])[0]
                     for folder in (home, tmp_path / "content-cloud" / "splat_enhancer"))
     assert local.step == 8 > there.step

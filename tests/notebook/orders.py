@@ -29,9 +29,9 @@ import nbformat
 import torch
 from matplotlib.figure import Figure
 
-from helpers import evaluation
+from helpers import checkpoints, evaluation
 from helpers.__main__ import NOTEBOOK, ROOT
-from helpers.checkpoints import checkpoint, trained_digest
+from helpers.checkpoints import trained_digest
 from helpers.config import Config
 from helpers.degradation import damage, keep_damage
 from helpers.distances import EnhancerLoss
@@ -133,7 +133,7 @@ class Oracle:
         """Check every file that has changed; AssertionError where one says what is not so."""
         for path in sorted((self.home / "runs").glob("*/latest.safetensors")):
             if self._is_new(path):
-                saved = checkpoint.load(path)
+                saved = checkpoints.load(path)
                 assert saved.config.run.name == path.parent.name
                 if not saved.notes:
                     self._refuse_others(saved)
@@ -161,7 +161,7 @@ class Oracle:
         new, self._seen[path] = self._seen.get(path) != content, content
         return new
 
-    def _refuse_others(self, saved: checkpoint.Checkpoint) -> None:
+    def _refuse_others(self, saved: checkpoints.Checkpoint) -> None:
         cause = saved.config.with_({"run.name": "a"}).to_json(), saved.step
         if cause not in self.made:
             self.made[cause] = self._train(saved.config, saved.step)

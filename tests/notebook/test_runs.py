@@ -10,8 +10,8 @@ import nbformat
 import pytest
 import torch
 
+from helpers import checkpoints
 from helpers.__main__ import NOTEBOOK
-from helpers.checkpoints import checkpoint
 from helpers.evaluation import read_metrics
 from tests.places import SMALL, colab_variables, copy_project, kaggle_variables, run_notebook
 
@@ -73,7 +73,7 @@ def test_a_second_run_finds_the_first_one_finished_and_brings_everything_to_driv
     assert "is finished (3 steps)" in second and "is finished" not in first
     assert "No Google Drive" not in second
     here, there = content / "splat_enhancer", content.with_name("content-cloud") / "splat_enhancer"
-    saved = RUN / checkpoint.LATEST
+    saved = RUN / checkpoints.LATEST
     assert (there / saved).read_bytes() == (here / saved).read_bytes()
     kept = {name for name in names_in(there / RUN / "results") if not name.endswith(".part")}
     assert kept == RESULTS - {"enhancer"}  # .part: written over by the next copy, never in a trash
@@ -113,7 +113,7 @@ def test_kaggle_is_no_colab_and_keeps_all_in_its_folder(kaggle):
 @on_colab
 def test_loader_process_started_by_a_kernel_changes_no_step(kaggle, colab):
     """It is spawned, as everywhere: what Windows and macOS do of themselves."""
-    spawned, alone = (checkpoint.load(home / RUN / checkpoint.LATEST).tensors
+    spawned, alone = (checkpoints.load(home / RUN / checkpoints.LATEST).tensors
                       for home in (kaggle[1], colab[0] / "splat_enhancer"))
     assert spawned.keys() == alone.keys()
     assert all(torch.equal(spawned[name], alone[name]) for name in alone)

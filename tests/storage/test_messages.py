@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers.checkpoints import checkpoint, publisher
+from helpers import checkpoints
+from helpers.checkpoints import choosing, publisher
 from helpers.checkpoints.publisher import Publisher
 from helpers.config import preset
 from helpers.storage import copies, fetch, snapshots
@@ -40,8 +41,8 @@ def test_a_quoted_folder_is_found(tmp_path):
 @pytest.mark.parametrize("error", [RuntimeError("odd"), KeyError("odd"), EOFError("odd"),
                                    MemoryError("odd")])
 def test_a_thread_that_publishes_outlives_any_error(tmp_path, monkeypatch, error, capsys):
-    state = checkpoint.Checkpoint(1, preset("demo"), {})
-    file = checkpoint.save(state, tmp_path / "here")
+    state = checkpoints.Checkpoint(1, preset("demo"), {})
+    file = checkpoints.save(state, tmp_path / "here")
     (tmp_path / "drive").mkdir()
     publish, left = publisher.publish, [1]
 
@@ -56,7 +57,7 @@ def test_a_thread_that_publishes_outlives_any_error(tmp_path, monkeypatch, error
     wait_for(lambda: left[0] <= 0 and own._busy_since is None)
     own.submit(file)
     own.close()
-    assert checkpoint.load(tmp_path / "drive" / "run" / checkpoint.LATEST).step == 1
+    assert checkpoints.load(tmp_path / "drive" / "run" / checkpoints.LATEST).step == 1
     assert "odd" in capsys.readouterr().out
 
 
@@ -75,13 +76,13 @@ def test_a_copy_that_fails_in_any_way_stops_nothing(tmp_path, monkeypatch, error
 @pytest.mark.parametrize("error", [RuntimeError("odd"), EOFError("odd"), KeyError("odd")])
 def test_a_file_that_fails_in_any_way_gives_way_to_another(tmp_path, monkeypatch, error):
     for step in (1, 2):
-        checkpoint.save(checkpoint.Checkpoint(step, preset("demo"), {}), tmp_path)
-    load = checkpoint.load
+        checkpoints.save(checkpoints.Checkpoint(step, preset("demo"), {}), tmp_path)
+    load = checkpoints.load
 
     def breaking(path):
-        if path.name == checkpoint.LATEST:
+        if path.name == checkpoints.LATEST:
             raise error
         return load(path)
-    monkeypatch.setattr(checkpoint, "load", breaking)
-    found, lines = checkpoint.newest([tmp_path])
+    monkeypatch.setattr(choosing, "load", breaking)
+    found, lines = checkpoints.newest([tmp_path])
     assert found.step == 1 and len(lines) == 1

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers import checkpoints
 from helpers import config as settings
-from helpers.checkpoints import checkpoint as checkpoints
 from helpers.faces import data, sources, store
 from helpers.model import exports
 from helpers.storage import whole

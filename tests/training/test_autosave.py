@@ -13,7 +13,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from helpers.checkpoints import checkpoint as checkpoints
+from helpers import checkpoints
 from helpers.checkpoints.claims import LOCK, OWNER
 from helpers.training.autosave import SKIPS_IN_A_ROW, has_collapsed, is_best
 from helpers.training.loop import train

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from helpers.checkpoints import checkpoint
+from helpers.checkpoints import checkpoint, refuse_lone_moments
 from helpers.config import preset
 from helpers.degradation import damage, keep_damage
 from helpers.distances import EnhancerLoss
@@ -147,7 +147,7 @@ def test_moments_and_finite_weights_are_asked_for_in_older_files_too():
             "updates": torch.tensor(1.0)}
     def judge(tensors):
         checkpoint._refuse_incomplete(tensors, None)
-        checkpoint.refuse_lone_moments(checkpoint.Checkpoint(1, preset("demo"), tensors))
+        refuse_lone_moments(checkpoint.Checkpoint(1, preset("demo"), tensors))
 
     judge(good)
     for bad in ({**good, "exp_avg/a": torch.ones(3)}, {**good, "model/a": good["model/a"] / 0},

@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from helpers import evaluation
-from helpers.checkpoints import checkpoint as checkpoints
+from helpers import checkpoints, evaluation
 from helpers.distances import Metrics
 from helpers.distances.losses import EnhancerLoss
 from helpers.faces.data import draw_batch, load_batches, prepare

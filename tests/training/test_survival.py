@@ -11,8 +11,8 @@ import threading
 
 import pytest
 
+from helpers import checkpoints
 from helpers.__main__ import ROOT
-from helpers.checkpoints import checkpoint as checkpoints
 from helpers.checkpoints.publisher import Publisher
 from helpers.training.loop import train
 from tests.faulty import faulty
