@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,12 +13,13 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..config import Config, ModelConfig
+from ..config import ModelConfig
 from ..errors import refused
 from .adapters import DECODER_TARGETS, UNET_TARGETS, add_lora, merged_lora, skip_convolutions
 from .base import embed_prompt, load_network, read_alpha_bar
 from .mask import RepairMask, decide
 from .tiles import MARGIN_PX, OVERLAP_PX, TILE_PX, enhance_tiled, tiled_pixels
+from .trained import TrainedPart
 
 # Merging LoRA took 16.4 s of one CPU core at SD-Turbo's shapes and saved 0.25 s on 128² pixels.
 # What it saves on a GPU is not known yet: `python -m tests.bench_gpu` measures it
@@ -43,15 +43,7 @@ class Repair(NamedTuple):
         return None if self.logit is None else (degraded, self.decoded, self.logit)
 
 
-@dataclass(frozen=True)
-class Learned:
-    """Which run the trained tensors of a model are from, and after which step."""
-
-    config: Config
-    step: int
-
-
-class SplatEnhancer(nn.Module):
+class SplatEnhancer(TrainedPart):
     """A frozen latent-diffusion base that learns to restore images in one pass.
 
     Trained are LoRA layers in the UNet and the VAE decoder, the UNet's `conv_in`, 1×1 skip
@@ -62,13 +54,9 @@ class SplatEnhancer(nn.Module):
 
     Attributes:
         config, seed: what it was built by.
-        learned: the run that its trained tensors are of; None before any, or if loaded by hand.
 
     Source: Parmar et al., "One-Step Image Translation with Text-to-Image Models", 2024.
     """
-
-    learned: Learned | None = None
-    start: dict[str, Tensor] | None = None  # what it held before the first run
 
     def __init__(self, config: ModelConfig, *, vae: AutoencoderKL, unet: UNet2DConditionModel,
                  prompt_embedding: Tensor, alpha_bar: float, seed: int = 0) -> None:
@@ -231,64 +219,6 @@ class SplatEnhancer(nn.Module):
             self.unet.enable_gradient_checkpointing()
         else:
             self.unet.disable_gradient_checkpointing()
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """The trained working copies by name, sorted."""
-        return {n: p for n, p in sorted(self.named_parameters()) if p.requires_grad}
-
-    def trained_state(self) -> dict[str, Tensor]:
-        """Independent fp32 copies of the trained tensors, on the CPU."""
-        return {name: parameter.detach().to("cpu", torch.float32, copy=True)
-                for name, parameter in self.trainable().items()}
-
-    def take_over(self, tensors: Mapping[str, Tensor], learned: Learned) -> None:
-        """Load what a run has learned; raises as `load_trained` does. `forget` goes back."""
-        self.keep_start()
-        start = self.start
-        self.load_trained(tensors)
-        self.start, self.learned = start, learned
-
-    def keep_start(self) -> None:
-        """Keep what the model holds before its first run, for a run that starts anew."""
-        if self.start is None:
-            self.start = self.trained_state()
-
-    def forget(self) -> Learned | None:
-        """Go back to what the model held before its first run; returns what was forgotten."""
-        before, start = self.learned, self.start
-        if before is not None:
-            self.load_trained(start)
-            self.start = start
-        return before
-
-    @torch.no_grad()
-    def load_trained(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy trained tensors in: all of them, or none if one does not fit. A run starts there.
-
-        Args:
-            tensors: what `trained_state` returned, any float dtype.
-
-        Raises:
-            ValueError: unknown names, other shapes, missing names, or values that are not finite,
-                or not once they are of the model's dtype.
-        """
-        self.refuse_other_tensors(tensors)
-        for name, own in self.trainable().items():
-            own.copy_(tensors[name])
-        self.learned = self.start = None
-
-    def refuse_other_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raise what `load_trained` would raise, without loading."""
-        own = self.trainable()
-        shared = own.keys() & tensors.keys()
-        faults = {"missing": own.keys() - shared, "unexpected": tensors.keys() - shared,
-                  "other shape": [n for n in shared if own[n].shape != tensors[n].shape],
-                  "not finite": [n for n in shared
-                                 if not tensors[n].to(own[n].dtype).isfinite().all()]}
-        if any(faults.values()):
-            found = "; ".join(f"{len(v)} {k} {sorted(v)[:3]}" for k, v in faults.items() if v)
-            raise refused("tensors", f"the {len(own)} trained tensors of this model, finite", found,
-                          "use the base and the LoRA ranks they were trained with")
 
     def parameter_table(self) -> list[tuple[str, int, int]]:
         """Count parameters: (part, frozen, trained), the total last."""

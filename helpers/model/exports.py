@@ -24,7 +24,8 @@ from ..config import TINY_BASE, Config, ModelConfig
 from ..errors import refused
 from ..machine import versions
 from ..storage import UNREADABLE, damage_named, digest, fetch, write_whole
-from .enhancer import Learned, SplatEnhancer
+from .enhancer import SplatEnhancer
+from .trained import Learned
 
 WEIGHTS, CARD = "splat_enhancer.safetensors", "card.json"
 FORMAT = "splat-enhancer-export-1"

@@ -28,7 +28,8 @@ def test_a_refused_token_is_named_and_not_the_repository(monkeypatch):
 
 @pytest.mark.parametrize("name", ["results/demo/enhancer", "./enhancer", "/content/x", "~/mine",
                                   "..\\mine"])
-def test_a_folder_that_is_not_there_is_named_as_a_folder(name):
+def test_a_folder_that_is_not_there_is_named_as_a_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no run has left an export
     with pytest.raises(ValueError, match=r"check the path \(there is no folder "):
         fetch(name, ["card.json"], instead="")
 
