@@ -14,8 +14,8 @@ from helpers.__main__ import ROOT
 
 HOUSE = ROOT / "helpers"
 FLOORS = ("errors", "storage", "pictures", "config", "machine", "checkpoints", "distances",
-          "model", "splats", "faces", "degradation", "pairs", "training", "evaluation", "plans",
-          "views", "__main__")
+          "model", "splats", "faces", "restoring", "degradation", "pairs", "training", "evaluation",
+          "plans", "views", "__main__")
 MODULES = [path for path in sorted(HOUSE.rglob("*.py")) if path != HOUSE / "__init__.py"]
 
 

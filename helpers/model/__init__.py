@@ -5,7 +5,7 @@ To learn how it is built read `enhancer.py`, then `adapters.py` and `base.py`.
 
 from .base import PARTS, is_embedded, part_files
 from .enhancer import SplatEnhancer
-from .exports import add_metrics, export, load
+from .exports import add_metrics, export, fingerprint, load
 from .hub import push
 from .pix2pix_turbo import from_pix2pix_turbo
 from .trained import Learned

@@ -7,6 +7,7 @@ refused, with its name.
 
 from .contract import check_images
 from .kinds import SUFFIXES, UNREAD_SUFFIXES
+from .overlays import mask_overlay, repaired, tint
 from .reading import (
     GONE,
     LARGEST_PIXELS,
@@ -18,4 +19,4 @@ from .reading import (
     read_picture,
     upright,
 )
-from .writing import restored_path, write_picture, write_restored
+from .writing import restored_path, source_of, write_picture, write_restored

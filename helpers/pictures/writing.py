@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def write_picture(path: Path, rgb: Tensor, alpha: Tensor | None = None, *,
         path: the file.
         rgb: (3, H, W) in [0, 1], straight colours.
         alpha: (1, H, W) in [0, 1], or None.
-        source: what it was made of; `restored_path` finds it again.
+        source: what it was made of; `source_of` finds it again.
 
     Raises:
         ValueError: values outside [0, 1], or alpha of another size.
@@ -63,32 +64,34 @@ def write_restored(folder: Path, picture: Picture, restored: Tensor) -> Path:
         restored: (3, H, W) in [0, 1].
     """
     source = digest(picture.pixels.tobytes())
-    return write_picture(restored_path(folder, picture.name, source), restored, picture.alpha,
-                         source=source)
+    path = restored_path(folder, picture.name, lambda there: source_of(there) == source)
+    return write_picture(path, restored, picture.alpha, source=source)
 
 
-def restored_path(folder: Path, name: str, source: str) -> Path:
+def restored_path(folder: Path, name: str, ours: Callable[[Path], bool],
+                  suffix: str = ".png") -> Path:
     """A name for what was restored: `<stem>_restored.png`, or the first number that is free.
 
     A file of that name that was made of the same is the one to replace; no other ever is.
 
     Args:
         folder: where it shall lie.
-        name: of the picture that was restored.
-        source: as for `write_picture`.
+        name: of the file that was restored.
+        ours: whether a file was made of the same; `source_of` says what a picture was made of.
+        suffix: of the result.
     """
     stem, number = safe_name(Path(name).stem, LONGEST_STEM), 1
     while True:
-        path = folder / f"{stem}_restored{f'_{number}' if number > 1 else ''}.png"
-        if not (path.exists() or path.is_symlink()) or _source_of(path) == source:
+        path = folder / f"{stem}_restored{f'_{number}' if number > 1 else ''}{suffix}"
+        if not (path.exists() or path.is_symlink()) or ours(path):
             return path
         number += 1
 
 
-def _source_of(path: Path) -> str | None:
-    """What a picture of ours was made of; None for any other file."""
+def source_of(path: Path) -> str:
+    """What a picture of ours was made of; empty for any other file."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            return image.info.get(SOURCE)
+            return str(image.info.get(SOURCE, ""))
     except (OSError, ValueError, SyntaxError):
-        return None
+        return ""

@@ -5,7 +5,7 @@ tell that no byte of it has changed, and one to wait for a Drive that does not a
 """
 
 from .copies import copy_to_drive, is_kept, keep, make_once, put, take_back
-from .locks import alone
+from .locks import alone, held
 from .paths import own_path, safe_name
 from .patience import within
 from .sealed import read_metadata, read_sealed, verify, write_sealed

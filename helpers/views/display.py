@@ -9,8 +9,9 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from ..pictures import repaired
 from ..storage import write_whole
-from .pictures import divided, mask_overlay, shown, tint, to_tag
+from .pictures import divided, shown, to_tag
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 130) -> Path:
@@ -33,11 +34,6 @@ def compare(before: Tensor, after: Tensor, mask: Tensor | None = None) -> None:
     where = shown(repaired(after, mask)[0], "where it repaired") if mask is not None else ""
     display(HTML(f'<div style="display: flex; flex-wrap: wrap; gap: 8px; align-items: flex-start">'
                  f"<div>{divided(before[0], after[0])}</div><div>{where}</div></div>"))
-
-
-def repaired(restored: Tensor, mask: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W), the bluer the more the network took its own: mask (B, 1, H, W)."""
-    return tint(restored, mask_overlay(mask[:, 0]))
 
 
 def rendered(figure: Figure, kind: str, dpi: int = 130) -> bytes:

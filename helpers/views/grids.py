@@ -13,7 +13,8 @@ from torch import Tensor
 from ..config import DegradeConfig
 from ..degradation import AMOUNTS, GROUPS, STAGES, Preview, degrade, variation_mask
 from ..faces import REGIONS
-from .pictures import common_length, mask_overlay, region_overlay, tint
+from ..pictures import mask_overlay, tint
+from .pictures import common_length, region_overlay
 
 
 def grid(columns: Mapping[str, Tensor], *, rows: Sequence[str] | None = None, side_in: float = 1.7,

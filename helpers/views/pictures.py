@@ -28,7 +28,6 @@ DIVIDER = """<style>
 .divided > input { z-index: 2; margin: 0 -8px; width: calc(100% + 16px); cursor: ew-resize;
                    background: none; appearance: none; -webkit-appearance: none }
 </style>"""
-MASK_COLOR = (0.00, 0.45, 0.70)  # no skin, no hair and few backgrounds are blue
 
 
 def common_length(entries: Mapping[str, Tensor]) -> int:
@@ -56,18 +55,6 @@ def region_overlay(regions: Tensor) -> Tensor:
     """Region maps (B, H, W) uint8 as RGBA (B, 4, H, W), for `tint`."""
     colors = color_regions(regions)
     return torch.cat([colors, torch.full_like(colors[:, :1], 0.45)], 1)
-
-
-def mask_overlay(mask: Tensor) -> Tensor:
-    """A mask (B, H, W) in [0, 1] as RGBA (B, 4, H, W), for `tint`: the more, the bluer."""
-    alpha = 0.6 * mask.cpu()[:, None]
-    return torch.cat([alpha.new_tensor(MASK_COLOR).view(1, 3, 1, 1).expand(
-        len(alpha), 3, *alpha.shape[2:]), alpha], 1)
-
-
-def tint(images: Tensor, overlay: Tensor) -> Tensor:
-    """Lay RGBA (B, 4, H, W) over new copies of images (B, 3, H, W), on the CPU."""
-    return images.cpu().lerp(overlay[:, :3], overlay[:, 3:])
 
 
 def to_bytes(image: Tensor, kind: str) -> bytes:

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from ..evaluation import SHOWN, Evaluation, Measured, Shown, pick
 from ..faces import REGIONS
-from .display import repaired
+from ..pictures import repaired
 from .pictures import to_tag
 
 TITLES = ("degraded", "restored", "clean", "repaired")

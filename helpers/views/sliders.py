@@ -25,6 +25,7 @@ from ..degradation import (
     kept_damage,
     variation_mask,
 )
+from ..pictures import mask_overlay, tint
 from . import pictures
 
 NARROW = {"layout": {"width": "160px"}, "style": {"description_width": "55px"}}
@@ -54,7 +55,7 @@ class Tile(widgets.VBox):
     def show(self, picture: Tensor, overlay: Tensor | None) -> None:
         """Show (1, 3, H, W) under an overlay (1, 4, H, W)."""
         if picture is not self._shown[0] or overlay is not self._shown[1]:
-            shown = picture if overlay is None else pictures.tint(picture, overlay)
+            shown = picture if overlay is None else tint(picture, overlay)
             jpeg = pictures.to_bytes(shown[0], "JPEG")
             self.image.value = pictures.to_tag(jpeg, self.caption, size=TILE)
             self._shown = picture, overlay
@@ -191,7 +192,7 @@ class DegradationSliders(widgets.VBox):
                 self._overlay = pictures.region_overlay(self._own_regions)
             elif kind == "variation":
                 mask = variation_mask(self._own_regions, now, torch.tensor([seed]))
-                self._overlay = pictures.mask_overlay(mask)
+                self._overlay = mask_overlay(mask)
         return self._overlay
 
     def _read_kept(self, problems: list[str]) -> None:

@@ -16,6 +16,7 @@ from helpers.config import DegradeConfig, preset
 from helpers.degradation.pipeline import AMOUNTS, STAGES, degrade
 from helpers.faces import regions
 from helpers.machine import progress
+from helpers.pictures import mask_overlay, tint
 from helpers.training.loop import Record
 from helpers.views import charts, display, grids, pictures
 from helpers.views import live as training
@@ -66,13 +67,13 @@ def test_region_colors_are_distinct_and_known():
 
 
 @pytest.mark.parametrize(("overlay", "full"), [
-    (pictures.mask_overlay(torch.zeros(2, 4, 4)), 0.0),
-    (pictures.mask_overlay(torch.ones(2, 4, 4)), 0.6),
+    (mask_overlay(torch.zeros(2, 4, 4)), 0.0),
+    (mask_overlay(torch.ones(2, 4, 4)), 0.6),
     (pictures.region_overlay(torch.full((2, 4, 4), 3, dtype=torch.uint8)), 0.45)])
 def test_tints_mix_in_their_colour_by_its_weight_and_change_no_input(overlay, full):
     images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     before = images.clone()
-    tinted = pictures.tint(images, overlay)
+    tinted = tint(images, overlay)
     torch.testing.assert_close(tinted, (1 - full) * images + full * overlay[:, :3])
     assert torch.equal(images, before)
 

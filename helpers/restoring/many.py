@@ -1,0 +1,155 @@
+"""Many files restored, one after the other: named where one fails, skipped where one is done."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..checkpoints import trained_digest
+from ..machine import Bar, Stopped, StopRequests
+from ..model import SplatEnhancer, fingerprint
+from ..pictures import GONE, source_of
+from ..storage import held
+from .inputs import Input
+from .marks import Mark, made_by, result_of
+from .pictures import OVERLAY, restore_picture
+from .report import Report
+from .settings import RestoreConfig
+
+ENDING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, *GONE)  # no later file would fare better
+
+
+class Kind(NamedTuple):
+    """How files of one kind are restored."""
+
+    restore: Callable[..., list[Path]]  # (model, path, folder, settings, report, *, mark)
+    suffix: str  # of the result that counts
+    read: Callable[[Path], str]  # the mark in such a result
+    fields: tuple[str, ...]  # of the settings, those that change the result
+    parts: Callable[[RestoreConfig], tuple[str, ...]] = lambda settings: ()  # of the result
+
+
+KINDS = {"picture": Kind(restore_picture, ".png", source_of, ("strength",),
+                         lambda settings: (OVERLAY,) if settings.overlay else ())}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file."""
+
+    input: Input
+    files: tuple[Path, ...] = ()  # its results, the one that counts first
+    seconds: float = 0.0
+    error: str = ""  # why there is none
+    skipped: bool = False  # it was done before, or another process is at it
+    notes: tuple[str, ...] = ()  # what was taken for granted
+
+    @property
+    def path(self) -> Path:
+        """Of the file that was to be restored."""
+        return self.input.path
+
+
+def restore_all(model: SplatEnhancer, inputs: Iterable[Input],
+                settings: RestoreConfig | None = None, *, output: Path | None = None,
+                share: tuple[int, int] = (0, 1), total: int | None = None,
+                progress: Callable[..., Any] | None = Bar) -> Iterator[Outcome]:
+    """Restore files one by one; what was done before is skipped, without being decoded.
+
+    Several processes may work on the same files: each is restored by one of them.
+
+    Args:
+        model: the enhancer; LoRA is merged once for all of them.
+        inputs: from `find`.
+        settings: how; None for the defaults.
+        output: gets the results, in the tree of the inputs; None: they lie beside the inputs.
+        share: this process's number, and how many there are.
+        total: how many inputs, for the time left.
+        progress: makes a bar as `tqdm` does; None shows nothing.
+
+    Yields:
+        One Outcome per input.
+
+    Raises:
+        Stopped: by the Stop button, Ctrl-C or SIGTERM; what is done is kept.
+        OSError: the disk is full, or Drive is gone: no later file would fare better.
+    """
+    settings, (number, of) = settings or RestoreConfig(), share
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+    weights = _weights(model)  # before the merge, which changes the frozen ones
+    by = {name: made_by(weights, {f: getattr(settings, f) for f in kind.fields})
+          for name, kind in KINDS.items()}
+    inputs = itertools.islice(inputs, number, None, of)
+    first = list(itertools.islice(inputs, 2))
+    many = len(first) > 1 or any(one.kind != "picture" for one in first)
+    with (StopRequests() as stop, model.merged() if many else nullcontext(),
+          progress(total=total and -(-(total - number) // of), desc="Restoring", unit="file")
+          if progress else nullcontext() as bar):
+        for done, one in enumerate(itertools.chain(first, inputs), start=1):
+            report = Report(one.path.name, stop, progress)
+            try:
+                yield _outcome(model, one, settings, output, by.get(one.kind, ""), report)
+            finally:
+                report.close()
+            if bar is not None:
+                bar.update()
+            if stop.asked:
+                raise Stopped(f"Stopped after {done} files. They are kept: the same again goes on.")
+
+
+def _outcome(model: SplatEnhancer, one: Input, settings: RestoreConfig, output: Path | None,
+             by: str, report: Report) -> Outcome:
+    started = time.perf_counter()
+    try:
+        files, skipped = _restored(model, one, settings, output, by, report)
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in ENDING:
+            raise
+        text = str(error) if isinstance(error, ValueError) else \
+            f"{one.path.name}: {error.strerror or error} ({error.filename or one.path})"
+        return Outcome(one, (), time.perf_counter() - started, text)
+    return Outcome(one, tuple(files), time.perf_counter() - started, "", skipped,
+                   tuple(report.notes))
+
+
+def _restored(model: SplatEnhancer, one: Input, settings: RestoreConfig, output: Path | None,
+              by: str, report: Report) -> tuple[list[Path], bool]:
+    """The results of one file, and whether they were there before."""
+    if one.problem:
+        raise ValueError(one.problem)
+    kind, folder = KINDS[one.kind], _folder(one, output)
+    with held(one.path, wait=False) as free:
+        if not free:
+            report.notes.append("another process restores it")
+            return [], True
+        mark = Mark.of(one.path, by)
+        there = [result_of(one.path, folder, part, kind.suffix, kind.read)
+                 for part in (mark, *map(mark.of_part, kind.parts(settings)))]
+        if all(fits for _, fits in there):
+            return [path for path, _ in there], True
+        return kind.restore(model, one.path, folder, settings, report, mark=mark), False
+
+
+def _folder(one: Input, output: Path | None) -> Path:
+    """Of the results; those within the output folder are made as far as that is there."""
+    if output is None:
+        return one.path.parent
+    if not output.is_dir():
+        raise OSError(errno.ESTALE, "the folder of the results is gone", str(output))
+    folder = output / one.relative.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _weights(model: SplatEnhancer) -> str:
+    """Whose results these are: the digest of what was trained, and of what it was trained on."""
+    frozen = (f"{mean:.6g}" for mean in fingerprint(model).values())
+    return " ".join((trained_digest(model.trained_state()), str(model.config.timestep),
+                     model.config.prompt, *frozen))
