@@ -4,6 +4,7 @@ The only room that knows Colab and Kaggle.
 """
 
 from . import packages
+from .browser import receive, send
 from .cells import explain, name_the_cells
 from .drive import mount_drive
 from .memory import free_gib, free_memory, is_out_of_memory

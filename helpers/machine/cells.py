@@ -15,7 +15,8 @@ MADE_BY = {  # name → title of its cell; the tests read the notebook
                "damage", "in_words", "kept_damage", "EnhancerLoss", "Metrics", "draw_batch",
                "prepare", "choose_preset", "free_gib", "free_memory", "mount_drive", "report",
                "workspace", "SplatEnhancer",
-               "add_metrics", "export", "Picture", "read_picture", "write_restored", "draw_each",
+               "add_metrics", "export", "write_picture", "RestoreConfig", "count",
+               "find", "restore_all", "zip_results", "draw_each",
                "prepare_pairs", "with_shares", "plan_downloads", "plan_memory", "put", "folders_of",
                "gradient_shares", "recall", "refuse_unfit", "train"),
     "Choose the settings": ("USE_DRIVE", "preset", "reason", "config", "untuned", "unmixed"),
@@ -31,6 +32,8 @@ MADE_BY = {  # name → title of its cell; the tests read the notebook
     "Train": ("watched", "live"),
     "Export the enhancer": ("enhancer",),
     "Measure on held-out faces": ("measured",),
+    "Choose your renders": ("RENDERS", "UPLOAD", "uploads"),
+    "Restore your renders": ("how", "outcomes"),
 }
 
 

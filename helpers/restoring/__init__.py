@@ -7,3 +7,4 @@
 from .inputs import KINDS, Input, count, find, is_result, kind_of
 from .many import Outcome, restore_all
 from .settings import RestoreConfig
+from .zipped import zip_results

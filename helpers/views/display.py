@@ -9,7 +9,6 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..pictures import repaired
 from ..storage import write_whole
 from .pictures import divided, shown, to_tag
 
@@ -25,15 +24,15 @@ def show(figure: Figure, alt: str) -> None:
     display(picture(figure, alt))
 
 
-def compare(before: Tensor, after: Tensor, mask: Tensor | None = None) -> None:
+def compare(before: Tensor, after: Tensor, where: Tensor | None = None) -> None:
     """Display two images (1, 3, H, W) in [0, 1], one over the other, with a divider to drag.
 
     Args:
-        mask: (1, 1, H, W) in [0, 1]; shown beside them, over the second image.
+        where: (1, 3, H, W), shown beside them: the second image, marked where it was repaired.
     """
-    where = shown(repaired(after, mask)[0], "where it repaired") if mask is not None else ""
+    beside = shown(where[0], "where it repaired") if where is not None else ""
     display(HTML(f'<div style="display: flex; flex-wrap: wrap; gap: 8px; align-items: flex-start">'
-                 f"<div>{divided(before[0], after[0])}</div><div>{where}</div></div>"))
+                 f"<div>{divided(before[0], after[0])}</div><div>{beside}</div></div>"))
 
 
 def rendered(figure: Figure, kind: str, dpi: int = 130) -> bytes:

@@ -9,6 +9,7 @@ import sys
 
 import nbformat
 import pytest
+from PIL import Image
 
 from helpers.__main__ import NOTEBOOK, ROOT
 from tests.browser import STEPS, Classic, Lab, find_browser, opened
@@ -16,7 +17,9 @@ from tests.browser import STEPS, Classic, Lab, find_browser, opened
 pytest.importorskip("playwright", reason="no browser driver; pip install playwright")
 PLACES = {"jupyterlab": (Lab, sys.executable),
           "notebook6": (Classic, os.environ.get("NOTEBOOK6_PYTHON"))}
-TUNE, TAKE, RESTORE = "Tune the amounts", "Take over the tuned damage", "Restore an image"
+TUNE, TAKE = "Tune the amounts", "Take over the tuned damage"
+CHOOSE, RESTORE, COMPARE, LAST = ("Choose your renders", "Restore your renders",
+                                  "Compare before and after", "Download the results")
 
 
 @pytest.fixture(scope="module", params=PLACES)
@@ -45,7 +48,7 @@ def run_all(page):
         return page.is_done("Train")
 
     page.wait(done, "the training", 300)
-    page.wait(lambda: page.is_done(RESTORE), "the last cell", 200)
+    page.wait(lambda: page.is_done(LAST), "the last cell", 200)
     return seen
 
 
@@ -79,7 +82,8 @@ def test_the_bar_and_the_picture_move_while_the_training_runs(live):
 def test_no_output_exceeds_a_screen(live):
     screen = live.page.locator(live.screen).first.bounding_box()["height"]
     heights = live.heights()
-    assert {"Train", TUNE, RESTORE} < set(heights) and 100 < max(heights.values()) <= screen
+    assert {"Train", TUNE, RESTORE, COMPARE} < set(heights)
+    assert 100 < max(heights.values()) <= screen
 
 
 def test_every_picture_loads_and_has_a_text(live):
@@ -104,6 +108,39 @@ def test_the_next_cell_takes_what_the_button_hands_over(live):
     live.run(TAKE)
     taken = re.compile(rf"your own damage.*strength={shown:g}\b", re.S)
     live.wait(lambda: taken.search(live.output(TAKE).text_content()), taken.pattern)
+
+
+def test_less_strength_and_the_mask_change_what_is_compared_and_the_button_writes_it(live):
+    output, shots = live.output(COMPARE), [live.pictures(COMPARE)]
+    for act in (lambda: output.get_by_text("where it repaired", exact=True).click(),
+                lambda: live.drag(output.locator(live.handle).first, -0.2)):
+        act()
+        live.wait(lambda: live.pictures(COMPARE) != shots[-1], "another picture")
+        shots.append(live.pictures(COMPARE))
+    assert len({before for before, _ in shots}) == 1
+    file = live.folder / "results" / "demo" / "renders" / "held_out_restored.png"
+    earlier = file.read_bytes()
+    output.get_by_text("save with this strength", exact=True).click()
+    live.wait(lambda: file.read_bytes() != earlier, "the picture, written again")
+    live.wait(lambda: "held_out.png → held_out_restored.png" in output.text_content(), "a word")
+
+
+def test_what_is_uploaded_is_restored_by_the_cell_below(live, tmp_path):
+    mine = tmp_path / "my render (1).png"
+    Image.new("RGBA", (70, 50), (200, 150, 120, 128)).save(mine)
+    live.write(CHOOSE, "UPLOAD", "True")
+    live.run(CHOOSE)
+    button = live.output(CHOOSE).locator(".widget-upload, .jupyter-button").first
+    with live.page.expect_file_chooser() as chooser:
+        button.click()
+    chooser.value.set_files(mine)
+    live.wait(lambda: "uploaded: my-render--1-.png" in live.output(CHOOSE).text_content(), "a file")
+    live.run(RESTORE)
+    result = live.folder / "uploads" / "my-render--1-_restored.png"
+    live.wait(lambda: result.exists() and result.name in live.output(RESTORE).text_content(),
+              "its restoration")
+    with Image.open(result) as restored:
+        assert (restored.size, restored.mode) == ((70, 50), "RGBA")
 
 
 def test_the_divider_follows_mouse_and_keys(live):
