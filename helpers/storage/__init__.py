@@ -9,20 +9,16 @@ from .locks import alone, held
 from .paths import own_path, safe_name
 from .patience import within
 from .sealed import read_metadata, read_sealed, verify, write_sealed
+from .silence import DEMO, HUB_ERRORS, is_silence, out_of_reach, passes
 from .snapshots import (
-    DEMO,
-    HUB_ERRORS,
     HUB_NAME,
     TRANSFORMERS_WEIGHTS,
     Wanted,
     fetch,
     is_cached,
-    is_silence,
     load_whole,
     loading_quietly,
     missing_bytes,
-    out_of_reach,
-    passes,
 )
 from .whole import (
     SEAL_BYTES,

@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-import errno
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelInfo, get_token, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, ModelInfo, snapshot_download, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    OfflineModeIsEnabled,
-)
 from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import tqdm
 
 from ..errors import refused
 from .paths import own_path
+from .silence import DEMO, HUB_ERRORS, asked_wait_s, out_of_reach, passes, reason
 
-# A name that cannot be one, and the base error of the client's own HTTP library
-HUB_ERRORS = (OSError, HFValidationError, *HfHubHTTPError.__bases__)
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 TRANSFORMERS_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the better one first
 WAITS_S = (2, 4, 8)  # before the tries after the first
-LONGEST_WAIT_S = 60  # of those that a hub asks for
 ANSWER_S = 10  # for a question without content
-DEMO = ", or choose the 'demo' preset"
-BUSY = (408, 429, 500, 502, 503, 504)  # statuses that pass
-BROKEN = (ConnectionError, TimeoutError, HTTPException, socket.gaierror,
-          *(kind for kind in HfHubHTTPError.__bases__ if kind is not OSError))
 Wanted = tuple[Sequence[str], Sequence[str]]  # `files` and `weights` of a `fetch`
 
 
@@ -77,7 +62,7 @@ def fetch(name: str | Path, files: Sequence[str], weights: Sequence[str] = (), *
     except HUB_ERRORS as error:
         if (folder := cached()) is None:
             raise out_of_reach(name, error, instead) from error
-        print(f"hub: {name}: {_reason(error)}; what lies in the cache is used")
+        print(f"hub: {name}: {reason(error)}; what lies in the cache is used")
     if folder is None:
         raise RuntimeError(f"hub: expected {name} to have {', '.join(files)}"
                            f"{' and one of ' if weights else ''}{', '.join(weights)}, got none; "
@@ -153,25 +138,6 @@ def load_whole(kind: type, folder: Path, what: str, **options: Any) -> Any:
     return network
 
 
-def out_of_reach(what: str, error: BaseException, instead: str = DEMO) -> RuntimeError:
-    """The error of something that the hub did not give: what came, and what helps against it."""
-    return RuntimeError(f"hub: expected to load {what}, got {_reason(error)}; "
-                        f"{_remedy(error)}{instead}")
-
-
-def is_silence(error: BaseException) -> bool:
-    """Whether the hub gave no answer at all, or is not to be asked."""
-    return _response(error) is None and any(isinstance(c, BROKEN) for c in _causes(error))
-
-
-def passes(error: BaseException) -> bool:
-    """Whether another try may succeed: a busy hub or a broken connection, not a refusal."""
-    if (response := _response(error)) is not None:
-        return response.status_code in BUSY
-    return is_silence(error) and not any(isinstance(cause, OfflineModeIsEnabled)
-                                         for cause in _causes(error))
-
-
 class _Bar(tqdm):
     """Of the three bars that the client shows for one download, that of the bytes."""
 
@@ -222,57 +188,9 @@ def _download(name: str, cached: Callable[[], Path | None], allow_patterns: list
         except HUB_ERRORS as error:
             if not passes(error) or cached():
                 raise
-            wait_s = _asked_wait_s(error) or wait_s
-            print(f"hub: {name}: {_reason(error)}; trying again in {wait_s} s")
+            wait_s = asked_wait_s(error) or wait_s
+            print(f"hub: {name}: {reason(error)}; trying again in {wait_s} s")
         time.sleep(wait_s)
     return load()
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what it came from, and so on: the client wraps what the hub said."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _response(error: BaseException) -> Any:
-    """The hub's answer, if there was one."""
-    found = (getattr(cause, "response", None) for cause in _causes(error))
-    return next((response for response in found if response is not None), None)
-
-
-def _asked_wait_s(error: BaseException) -> int:
-    """The seconds that the hub asks for in its answer; 0 if it does not."""
-    response = _response(error)
-    asked = response.headers.get("Retry-After", "") if response is not None else ""
-    return min(int(asked), LONGEST_WAIT_S) if asked.isdigit() else 0
-
-
-def _reason(error: BaseException) -> str:
-    """What came, in one line and without the client's advice."""
-    causes = list(_causes(error))
-    named = next((cause for cause in causes if getattr(cause, "response", None) is not None), None)
-    broken = [cause for cause in causes if isinstance(cause, BROKEN)]  # the last is what happened
-    named = named or (broken or [error])[-1]
-    line = next((line for line in str(named).splitlines() if line.strip()), "").strip()
-    said = getattr(named, "server_message", None) or ""
-    return f"{type(named).__name__}: {line} {said if said not in line else ''}".rstrip()
-
-
-def _remedy(error: BaseException) -> str:
-    causes, response = list(_causes(error)), _response(error)
-    status = response.status_code if response is not None else None
-    if status == 403 or any(isinstance(cause, GatedRepoError) for cause in causes):
-        return "accept its terms on the hub and log in with huggingface_hub.login()"
-    if status == 401 and get_token():
-        return ("your token is refused, for it has expired or was revoked: log in again with "
-                "huggingface_hub.login(), or forget it with huggingface_hub.logout()")
-    if status in (401, 404) or isinstance(error, HFValidationError):
-        return "check its name, and log in with huggingface_hub.login() if it is private"
-    if status in BUSY:
-        return "the hub is busy: run again in some minutes"
-    if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
-        return "unset HF_HUB_OFFLINE and run again"
-    if any(getattr(cause, "errno", None) == errno.ENOSPC for cause in causes):
-        return "make room on the disk and run again"
-    return "check the connection and run again"

@@ -21,7 +21,7 @@ from helpers.model.enhancer import SplatEnhancer
 from helpers.model.exports import CARD, WEIGHTS, export, load, read
 from helpers.model.hub import push
 from helpers.model.pix2pix_turbo import from_pix2pix_turbo
-from helpers.storage.snapshots import HUB_ERRORS
+from helpers.storage import HUB_ERRORS
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "golden"
 EXPECTED = load_file(GOLDEN / "tensors.safetensors")

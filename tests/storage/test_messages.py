@@ -8,7 +8,7 @@ from helpers import checkpoints
 from helpers.checkpoints import choosing, publisher
 from helpers.checkpoints.publisher import Publisher
 from helpers.config import preset
-from helpers.storage import copies, fetch, snapshots
+from helpers.storage import copies, fetch, silence
 from tests.runs import wait_for
 
 
@@ -19,11 +19,11 @@ def refused_with(status):
 
 
 def test_a_refused_token_is_named_and_not_the_repository(monkeypatch):
-    monkeypatch.setattr(snapshots, "get_token", lambda: "hf_of_last_year")
-    assert "your token is refused" in str(snapshots.out_of_reach("x/y", refused_with(401)))
-    assert "token is refused" not in str(snapshots.out_of_reach("x/y", refused_with(404)))
-    monkeypatch.setattr(snapshots, "get_token", lambda: None)
-    assert "check its name" in str(snapshots.out_of_reach("x/y", refused_with(401)))
+    monkeypatch.setattr(silence, "get_token", lambda: "hf_of_last_year")
+    assert "your token is refused" in str(silence.out_of_reach("x/y", refused_with(401)))
+    assert "token is refused" not in str(silence.out_of_reach("x/y", refused_with(404)))
+    monkeypatch.setattr(silence, "get_token", lambda: None)
+    assert "check its name" in str(silence.out_of_reach("x/y", refused_with(401)))
 
 
 @pytest.mark.parametrize("name", ["results/demo/enhancer", "./enhancer", "/content/x", "~/mine",
