@@ -33,7 +33,7 @@ MADE_BY = {  # name → title of its cell; the tests read the notebook
     "Export the enhancer": ("enhancer",),
     "Measure on held-out faces": ("measured",),
     "Choose your renders": ("RENDERS", "UPLOAD", "uploads"),
-    "Restore your renders": ("how", "outcomes"),
+    "Restore your renders": ("how", "outcomes", "archive"),
 }
 
 

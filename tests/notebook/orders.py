@@ -46,10 +46,12 @@ BEGIN = ("Look at this machine", "Import")
 CELLS = ("Choose the settings", "Choose the folders", "Prepare the faces", "Look at the faces",
          "Take over the tuned damage", "Mix the pairs", "Build the enhancer", "Load the loss",
          "Train", "Export the enhancer", "Measure on held-out faces", "Compare random",
-         "Write the report", "Restore an image")
+         "Write the report", "Choose your renders", "Restore your renders",
+         "Compare before and after", "Download the results")
 HABIT = (*CELLS[:3], *CELLS[4:9])  # what people run from top to bottom
 FIELDS = {"RUN_NAME": ['"a"', '"b"'], "SEED": ["0", "1"], "TRAIN_IMAGES": ["2", "3"],
           "STEPS": ["1", "2"], "LEARNING_RATE": ["0.001", "0.01"], "HOW_MUCH": ["0.0", "1.0"],
+          "OVERLAY": ["False", "True"],
           "STRENGTH": ["0.0", "1.0"], "DRAWN": ["0.0", "1.0"],
           "CHANGES": [{}, {"model.timestep": 7}, {"loss.l1": 1.0}, {"data.size_px": 128},
                       {"model.unet_rank": 2}]}

@@ -188,9 +188,9 @@ def sessions(hub, tmp_path_factory):
     (place / "helpers").symlink_to(ROOT / "helpers")
     kept = []
     cut_off = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": NOWHERE}
-    for home, run_name, last, more in (("first", "", "Restore an image", {}),
+    for home, run_name, last, more in (("first", "", "Restore your renders", {}),
                                        ("second", "", "Load the loss", {}),
-                                       ("first", "offline", "Restore an image", cut_off)):
+                                       ("first", "offline", "Restore your renders", cut_off)):
         write_notebook(place / NOTEBOOK, run_name, last)
         hub.requests.clear()
         done = subprocess.run(
