@@ -12,6 +12,7 @@ from typing import Any
 from .errors import refused
 from .storage import write_whole
 
+PACKAGE = __name__.partition(".")[0]  # "helpers" in a checkout, "splat_enhancer" installed
 ASSETS = Path(__file__).parent / "assets"
 TINY_BASE = "tiny-sd-turbo"  # ours, embedded in helpers/assets
 SD_TURBO = "stabilityai/sd-turbo"
@@ -354,4 +355,4 @@ def _flag(config: object, name: str) -> None:
 def _refused_field(config: object, name: str, expected: str) -> ValueError:
     section = type(config).__name__.removesuffix("Config").lower()
     return refused(f"{section}.{name}", expected, getattr(config, name),
-                   "change it in the config cell")
+                   "choose another value")

@@ -15,7 +15,7 @@ from helpers.__main__ import ROOT
 HOUSE = ROOT / "helpers"
 FLOORS = ("errors", "storage", "pictures", "config", "machine", "checkpoints", "distances",
           "model", "splats", "faces", "restoring", "degradation", "pairs", "training", "evaluation",
-          "plans", "views", "__main__")
+          "plans", "views", "commands", "__main__")
 MODULES = [path for path in sorted(HOUSE.rglob("*.py")) if path != HOUSE / "__init__.py"]
 
 
@@ -73,7 +73,8 @@ def test_within_a_room_nothing_imports_in_a_circle():
 
 @pytest.mark.parametrize(("package", "owners"), [
     ("google", {"machine"}), ("IPython", {"machine", "views"}), ("ipywidgets", {"views"}),
-    ("matplotlib", {"views"}), ("nbclient", {"__main__"}), ("pickle", set())])
+    ("matplotlib", {"views"}), ("nbclient", {"commands"}), ("tyro", {"commands"}),
+    ("pickle", set())])
 def test_some_packages_are_known_to_one_room_only(package, owners):
     assert {room_of(path) for path in MODULES
             if any(p.split(".")[0] == package for p in imported(path)[2])} == owners

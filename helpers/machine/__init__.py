@@ -10,5 +10,5 @@ from .drive import mount_drive
 from .memory import free_gib, free_memory, is_out_of_memory
 from .packages import prepare_packages, versions
 from .progress import Bar
-from .runtime import Runtime, choose_preset, detect, report, workspace
+from .runtime import ROOT, Runtime, choose_preset, detect, report, workspace
 from .stop import Stopped, StopRequests

@@ -13,15 +13,16 @@ from typing import Literal
 import psutil
 import torch
 
-from ..config import preset
+from ..config import PACKAGE, preset
 from .memory import GIB, avoid_fragments
 from .packages import installed_version
 
 T4_MIN_GIB = 12.0  # what the "t4" preset needs, with room to spare (a T4 shows 14.6)
 # What people set anywhere to reach Kaggle, as they do KAGGLEHUB_…
 KAGGLE_CREDENTIALS = {"KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_CONFIG_DIR"}
+ROOT = Path(__file__).resolve().parents[2]  # of a checkout
 HOMES = {"colab": Path("/content/splat_enhancer"), "kaggle": Path("/kaggle/working"),
-         "local": Path(__file__).resolve().parents[2]}
+         "local": ROOT if PACKAGE == "helpers" else Path()}  # installed: the current folder
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def workspace(runtime: Runtime, root: Path | None = None) -> Path:
     Raises:
         RuntimeError: nothing can be written there.
     """
-    folder = Path(root) if root else HOMES[runtime.place]
+    folder = Path(root) if root else HOMES[runtime.place].absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

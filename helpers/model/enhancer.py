@@ -167,17 +167,23 @@ class SplatEnhancer(TrainedPart):
         return self._enhanced(self, degraded, strength)
 
     @torch.no_grad()
-    def enhance_and_show(self, degraded: Tensor, strength: float = 1.0) -> tuple[Tensor, Tensor]:
-        """`enhance`, and where it repaired: the mask (B, 1, H, W) in [0, 1], all 1 without one."""
+    def enhance_and_show(self, degraded: Tensor, strength: float = 1.0,
+                         report: Callable[[int, int], object] | None = None,
+                         ) -> tuple[Tensor, Tensor]:
+        """`enhance`, and where it repaired: the mask (B, 1, H, W) in [0, 1], all 1 without one.
+
+        `report` is told how many tiles are done, and how many there are.
+        """
         def both(images: Tensor) -> Tensor:
             repair = self(images, parts=True)
             return torch.cat([repair.restored, repair.mask], 1)  # (b, 4, h, w)
 
-        enhanced = self._enhanced(both, degraded, strength, channels=4)
+        enhanced = self._enhanced(both, degraded, strength, channels=4, report=report)
         return enhanced[:, :3], enhanced[:, 3:]
 
     def _enhanced(self, restore: Callable[[Tensor], Tensor], degraded: Tensor, strength: float,
-                  channels: int = 3) -> Tensor:
+                  channels: int = 3,
+                  report: Callable[[int, int], object] | None = None) -> Tensor:
         if not 0.0 <= strength <= 1.0:
             raise refused("strength", "a number from 0 to 1", strength, "lower or raise it")
         was_training = self.training
@@ -187,7 +193,7 @@ class SplatEnhancer(TrainedPart):
                 enhanced = enhance_tiled(
                     restore, degraded, tile_px=TILE_PX, overlap_px=OVERLAP_PX,
                     margin_px=MARGIN_PX, multiple=self.size_multiple, batch=len(degraded),
-                    channels=channels, device=self.prompt_embedding.device)
+                    channels=channels, device=self.prompt_embedding.device, report=report)
         finally:
             self.train(was_training)
         if not enhanced.isfinite().all():

@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from ..config import TINY_BASE
+from ..config import PACKAGE, TINY_BASE
 from ..errors import refused
 from ..storage import HUB_ERRORS, HUB_NAME
 from .exports import CARD, WEIGHTS, read
@@ -77,7 +77,7 @@ tags: [image-restoration, gaussian-splatting, lora, splat-enhancer]
 Restores a Gaussian-splat render of a person in a single forward pass. Trained for
 {training["steps"]} steps at {training["size_px"]} px on the base `{base}`, which is not included.
 ```python
-from helpers.model import load
+from {PACKAGE}.model import load
 restored = load("{repo_id}").enhance(images)  # (B, 3, H, W) in [0, 1]
 ```
 A restored face is partly an invented one: do not use it to recognise or judge anybody.

@@ -23,7 +23,8 @@ Piece = tuple[slice, Tensor]  # where a tile lies along one axis, and its weight
 @torch.no_grad()
 def enhance_tiled(restore: Callable[[Tensor], Tensor], images: Tensor, *, tile_px: int,
                   overlap_px: int, multiple: int, margin_px: int = 0, batch: int = 1,
-                  channels: int = 3, device: torch.device | str | None = None) -> Tensor:
+                  channels: int = 3, device: torch.device | str | None = None,
+                  report: Callable[[int, int], object] | None = None) -> Tensor:
     """Restore images of any size, cut into equal tiles where they are larger than one.
 
     Neighbours are blended by a cosine ramp of `overlap_px` − 2·`margin_px` in the middle of their
@@ -41,6 +42,7 @@ def enhance_tiled(restore: Callable[[Tensor], Tensor], images: Tensor, *, tile_p
         channels: of what `restore` returns.
         device: where `restore` wants its tiles; None: where the images are. The whole pictures
             stay where they are, so a small memory restores large ones.
+        report: told how many tiles are done, and how many there are.
 
     Returns:
         (B, channels, H, W) float32, not clamped.
@@ -60,6 +62,8 @@ def enhance_tiled(restore: Callable[[Tensor], Tensor], images: Tensor, *, tile_p
     result = padded.new_zeros(len(images), channels, *padded.shape[-2:], dtype=torch.float32)
     for i in range(0, len(places), batch):
         _add_restored(restore, padded, places[i:i + batch], result, device or padded.device)
+        if report:
+            report(min(i + batch, len(places)), len(places))
     return result[..., :height, :width]
 
 

@@ -35,6 +35,19 @@ def write_picture(path: Path, rgb: Tensor, alpha: Tensor | None = None, *,
         ValueError: values outside [0, 1], or alpha of another size.
         OSError: it could not be written.
     """
+    image, words = to_image(rgb, alpha), PngImagePlugin.PngInfo()
+    words.add(b"gAMA", GAMMA)
+    words.add(b"sRGB", PERCEPTUAL)
+    words.add_text("Software", "Splat Enhancer")
+    if source:
+        words.add_text(SOURCE, source)
+    buffer = BytesIO()
+    image.save(buffer, "PNG", pnginfo=words)
+    return write_whole(path, buffer.getvalue())
+
+
+def to_image(rgb: Tensor, alpha: Tensor | None = None) -> Image.Image:
+    """8-bit RGB, or RGBA, of what `write_picture` takes; each value at the nearest byte."""
     check_images(rgb[None], "picture")
     parts = [rgb]
     if alpha is not None:
@@ -44,15 +57,7 @@ def write_picture(path: Path, rgb: Tensor, alpha: Tensor | None = None, *,
         check_images(alpha.expand(3, -1, -1)[None], "alpha")
         parts.append(alpha)
     values = torch.cat([part.detach().float().cpu() for part in parts]).mul(255).round().byte()
-    words = PngImagePlugin.PngInfo()
-    words.add(b"gAMA", GAMMA)
-    words.add(b"sRGB", PERCEPTUAL)
-    words.add_text("Software", "Splat Enhancer")
-    if source:
-        words.add_text(SOURCE, source)
-    buffer = BytesIO()
-    Image.fromarray(values.permute(1, 2, 0).contiguous().numpy()).save(buffer, "PNG", pnginfo=words)
-    return write_whole(path, buffer.getvalue())
+    return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
 
 
 def write_restored(folder: Path, picture: Picture, restored: Tensor) -> Path:

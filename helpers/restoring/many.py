@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import ZipFile
 
 from ..checkpoints import trained_digest
 from ..machine import Bar, Stopped, StopRequests
@@ -102,6 +103,20 @@ def restore_all(model: SplatEnhancer, inputs: Iterable[Input],
                 bar.update()
             if stop.asked:
                 raise Stopped(f"Stopped after {done} files. They are kept: the same again goes on.")
+
+
+def zipped(outcomes: Iterable[Outcome], path: Path) -> Iterator[Outcome]:
+    """Pass outcomes on, and put all results, in their tree, into one zip; whole or not at all."""
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        with ZipFile(partial, "w") as whole:  # stored: pictures and videos are compressed already
+            for outcome in outcomes:
+                for file in outcome.files:
+                    whole.write(file, outcome.input.relative.parent / file.name)
+                yield outcome
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _outcome(model: SplatEnhancer, one: Input, settings: RestoreConfig, output: Path | None,

@@ -36,11 +36,10 @@ def restore_picture(model: SplatEnhancer, path: Path, folder: Path, settings: Re
     picture = read_picture(path)
     report.notes += picture.notes
     before = picture.rgb[None]  # (1, 3, H, W)
-    restored, where = model.enhance_and_show(before, settings.strength)
+    restored, where = model.enhance_and_show(before, settings.strength, report)
     images = {mark.of_part(OVERLAY): repaired(restored, where)} if settings.overlay else {}
     files = []
     for part, image in (images | {mark: restored}).items():  # the one that counts comes last
         with placing(path, folder, part) as target:
             files.append(write_picture(target, image[0], picture.alpha, source=str(part)))
-    report(1, 1)
     return files[::-1]
