@@ -1,0 +1,101 @@
+"""What is found in files, folders and patterns, what is left out, and in how much memory."""
+
+import os
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from helpers.restoring import count, find, kind_of
+from helpers.restoring.inputs import KINDS
+
+
+def fill(folder: Path, *names: str) -> Path:
+    """Empty files of these names."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def names(what, **options) -> list[str]:
+    """Where the results of what is found would lie, in the order in which it is found."""
+    return [one.relative.as_posix() for one in find(what, say=None, **options)]
+
+
+def test_a_folder_is_walked_by_name_without_results_hidden_files_links_and_other_kinds(
+        tmp_path, capsys):
+    folder = fill(tmp_path / "in", "b.PNG", "a.jpg", "z.ply", "m.mov", "sub/c.tif", "._b.png",
+                  ".cache/x.png", "a_restored.png", "a_restored_2.png", "z_restored/0.png",
+                  "notes.txt", "raw.heic", "out/a.png", "restored.png")
+    (folder / "loop").symlink_to(folder, target_is_directory=True)
+    (folder / "gone.webp").symlink_to(folder / "nowhere")
+    found = list(find(folder, output=folder / "out"))
+    assert [one.relative.as_posix() for one in found] == [
+        "a.jpg", "b.PNG", "gone.webp", "m.mov", "restored.png", "z.ply", "sub/c.tif"]
+    assert [one.kind for one in found][3:6] == ["video", "picture", "splat"]
+    said = capsys.readouterr().out
+    assert "3 results of ours" in said and "2 files of other kinds" in said
+    assert "1 linked folders" in said
+    assert count(folder, folder / "out") == 7 and count(folder) == 8
+    assert not capsys.readouterr().out
+
+
+def test_files_patterns_and_lists_keep_their_tree(tmp_path):
+    fill(tmp_path, "one/x.png", "two/x.png", "two/x_restored.png", "two/deep/y.jpg", "r[1].png")
+    assert names(tmp_path / "one" / "x.png") == ["x.png"]
+    assert names(str(tmp_path / "t*" / "**" / "*.jpg")) == ["y.jpg"]
+    assert names([tmp_path / "one" / "x.png", str(tmp_path / "two" / "*.png")]) == [
+        "one/x.png", "two/x.png"]  # a shell's *.png names the results, too
+    assert names([str(tmp_path / "one"), tmp_path / "two"]) == [
+        "one/x.png", "two/x.png", "two/deep/y.jpg"]
+    assert names(tmp_path / "two" / "x_restored.png") == ["x_restored.png"]  # named by itself
+    assert names(str(tmp_path / "r[1].png")) == ["r[1].png"]
+    assert names(fill(tmp_path, "odd.xyz") / "odd.xyz") == ["odd.xyz"]  # its content will tell
+
+
+@pytest.mark.parametrize(("files", "said"), [
+    ([], "got 'an empty folder'"), (["a_restored.png"], "got '1 results of ours"),
+    (["b.txt", "c.heic"], "got '2 files of other kinds'")])
+def test_a_folder_with_nothing_to_restore_is_refused_and_says_what_is_in_it(tmp_path, files, said):
+    with pytest.raises(ValueError, match=r"expected pictures, videos or splats \(\.jpg") as told:
+        list(find(fill(tmp_path, *files)))
+    assert said in str(told.value)
+    with pytest.raises(ValueError, match=r"no\.png: expected a file, a folder, or a pattern"):
+        list(find([tmp_path / "no.png"]))
+
+
+def test_a_folder_that_cannot_be_opened_is_a_problem_of_its_own(tmp_path, monkeypatch):
+    fill(tmp_path, "a.png", "shut/b.png")
+    scandir = os.scandir
+
+    def refusing(path):  # root opens everything
+        if Path(path).name == "shut":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+    monkeypatch.setattr(os, "scandir", refusing)
+    found = list(find(tmp_path))
+    assert [one.relative.name for one in found] == ["a.png", "shut"]
+    assert "cannot be opened (Permission denied)" in found[1].problem
+
+
+def test_ten_times_the_files_are_begun_at_once_in_the_memory_of_their_names(tmp_path):
+    def peak(files: int) -> int:
+        folder = tmp_path / str(files)
+        folder.mkdir()
+        for number in range(files):
+            (folder / f"{number:06}.png").touch()
+        tracemalloc.start()
+        assert sum(1 for _ in find(folder)) == files
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    few, many = peak(300), peak(3_000)
+    assert (many - few) / 2_700 < 100  # bytes a file: its name; 100,000 of them take 10 MB
+
+
+def test_a_kind_is_told_by_the_suffix():
+    assert [kind_of(name) for name in ("a.JPEG", "b.mp4", "c.ply", "d.txt", "e")] == [
+        "picture", "video", "splat", None, None]
+    assert len({suffix for suffixes in KINDS.values() for suffix in suffixes}) == 14
