@@ -37,7 +37,9 @@ from helpers.degradation.resplat import DEFECTS, FEWEST, gaussian_count
 from helpers.errors import refused
 from helpers.faces.avatars import render_avatar
 from helpers.model.enhancer import SplatEnhancer
+from helpers.pictures import write_picture
 from helpers.plans import budget
+from helpers.restoring import find, restore_all
 from helpers.splats.gaussians import LIMIT
 from helpers.storage.whole import write_whole
 from helpers.training.autosave import Autosave
@@ -197,6 +199,17 @@ def enhance_demo(rounds: int = 12) -> Figures:
     return {"enhance_images_per_s_demo": len(degraded) / statistics.median(times)}
 
 
+def restore_folder(pictures: int = 24) -> Figures:
+    """Files a second from a folder of 128-pixel PNGs to restored ones, each synced to the disk."""
+    config = preset("demo")
+    model = SplatEnhancer.from_pretrained(config.model, device="cpu")
+    with tempfile.TemporaryDirectory() as name:
+        for number in range(pictures):
+            write_picture(Path(name) / f"{number}.png", faces(1, config.data.size_px)[0][0])
+        time_s = seconds(lambda: list(restore_all(model, find(name), progress=None)))
+    return {"restore_images_per_s_folder": pictures / time_s}
+
+
 def beside_reference(rounds: int = 3, side_px: int = 256, **shapes: Any) -> Figures:
     """A single `enhance()` beside pix2pix-turbo's own call, in turn: theirs over ours."""
     ours, theirs = reference_call.both(**shapes)
@@ -271,7 +284,7 @@ def checkpoints() -> Figures:
 
 
 MEASURES = (machine, degradation, sliders, training_budget, full_size, checkpoints, enhance_demo,
-            beside_reference)
+            restore_folder, beside_reference)
 
 
 def keep(figures: Figures, file: Path = FILE) -> None:

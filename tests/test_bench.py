@@ -221,10 +221,11 @@ def test_without_a_gpu_or_the_reference_it_stops_at_once(tiny, tmp_path, monkeyp
 def test_a_new_figure_leaves_the_others_in_the_file(tmp_path):
     file = tmp_path / "benchmark.json"
     bench.keep({"machine": "old", "checkpoint_mb": 1.0}, file)
-    bench.keep(bench.machine() | bench.enhance_demo(rounds=1), file)
+    bench.keep(bench.machine() | bench.enhance_demo(rounds=1)
+               | bench.restore_folder(pictures=2), file)
     kept = json.loads(file.read_text(encoding="utf-8"))
     assert kept["checkpoint_mb"] == 1.0 and "torch" in kept["machine"]
-    assert kept["enhance_images_per_s_demo"] > 0
+    assert kept["enhance_images_per_s_demo"] > 0 and kept["restore_images_per_s_folder"] > 0
     with pytest.raises(SystemExit, match="full_size"):
         bench.main(["unknown"])
 
