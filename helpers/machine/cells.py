@@ -16,7 +16,7 @@ MADE_BY = {  # name → title of its cell; the tests read the notebook
                "prepare", "choose_preset", "free_gib", "free_memory", "mount_drive", "report",
                "workspace", "SplatEnhancer",
                "add_metrics", "export", "write_picture", "RestoreConfig", "count",
-               "find", "restore_all", "zip_results", "draw_each",
+               "find", "restore_all", "zipped", "draw_each",
                "prepare_pairs", "with_shares", "plan_downloads", "plan_memory", "put", "folders_of",
                "gradient_shares", "recall", "refuse_unfit", "train"),
     "Choose the settings": ("USE_DRIVE", "preset", "reason", "config", "untuned", "unmixed"),

@@ -8,4 +8,3 @@ from .inputs import KINDS, Input, count, find, is_result, kind_of
 from .library import load, restore
 from .many import Outcome, restore_all, zipped
 from .settings import RestoreConfig
-from .zipped import zip_results

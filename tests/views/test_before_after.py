@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import zipfile
 from dataclasses import replace
 
 import pytest
@@ -12,7 +11,7 @@ from PIL import Image
 
 from helpers import machine
 from helpers.pictures import read_picture
-from helpers.restoring import Outcome, RestoreConfig, find, restore_all, zip_results
+from helpers.restoring import Outcome, RestoreConfig, find, restore_all
 from helpers.views import before_after, uploads
 from helpers.views.before_after import BeforeAfter, show_restored
 from helpers.views.uploads import UploadButton, offer, take_uploads
@@ -134,21 +133,6 @@ def test_elsewhere_a_button_takes_files_and_a_link_hands_them_out(place, tmp_pat
     take_uploads(place, tmp_path / "uploads")
     offer(place, tmp_path / "all.zip")
     assert isinstance(shown[0], UploadButton) and str(shown[1].path) == "all.zip"
-
-
-def test_a_zip_holds_each_result_once_in_its_tree_or_is_not_there(tmp_path):
-    for name in ("a/x.png", "b/x.png"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_text(name)
-    files = [tmp_path / "a/x.png", tmp_path / "b/x.png", tmp_path / "a/x.png"]
-    with zipfile.ZipFile(zip_results(files, tmp_path / "out" / "all.zip")) as archive:
-        assert {name: archive.read(name).decode() for name in archive.namelist()} == {
-            "a/x.png": "a/x.png", "b/x.png": "b/x.png"}
-    with pytest.raises(ValueError, match="restore something first"):
-        zip_results([], tmp_path / "none.zip")
-    with pytest.raises(FileNotFoundError):
-        zip_results([*files, tmp_path / "gone.png"], tmp_path / "cut.zip")
-    assert not list(tmp_path.glob("*.zip*"))
 
 
 def test_an_outcome_without_files_is_no_line_too_few(capsys, renders):
