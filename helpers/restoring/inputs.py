@@ -108,7 +108,7 @@ def _root(paths: Sequence[Path]) -> Path:
 
 def _within(folder: Path, root: Path, output: Path | None, left_out: Counter) -> Iterator[Input]:
     """The files of a folder, then those of each folder in it."""
-    files, folders = [], []
+    files, folders, place = [], [], folder.relative_to(root)
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -119,15 +119,14 @@ def _within(folder: Path, root: Path, output: Path | None, left_out: Counter) ->
                 else:
                     files.append(entry.name)
     except OSError as error:
-        yield Input(folder, "folder", folder.relative_to(root), f"{folder}: cannot be opened "
+        yield Input(folder, "folder", place, f"{folder}: cannot be opened "
                     f"({error.strerror or error}); check its permissions")
         return
     for name in sorted(files):
         if not name.startswith(".") and (reason := _reason(name)):
             left_out[reason] += 1
         elif not name.startswith("."):
-            path = folder / name
-            yield Input(path, kind_of(name), path.relative_to(root))
+            yield Input(folder / name, kind_of(name), place / name)
     for name in sorted(folders):
         path = folder / name
         if is_result(name):
