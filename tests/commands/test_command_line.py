@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -69,6 +70,9 @@ def test_a_published_name_reaches_the_field_it_is_published_for():
     assert (parsed.mixed_precision, str(parsed.output_dir)) == ("no", "work")
     assert Train.parse(["--train_batch_size", "3"], "train").config.optim.batch == 3
     assert set(PUBLISHED.values()) <= SECTIONS
+    table = re.findall(r"^\| (`--.*?) \|", (ROOT / "README.md").read_text("utf-8"), re.M)
+    named = set(re.findall(r"--(\w+)", " ".join(table)))
+    assert len(table) == 6 and named <= PUBLISHED.keys() | {"mixed_precision", "output_dir"}
     assert Prepare.parse([], "prepare").config == preset("demo")  # auto, without a GPU
 
 
