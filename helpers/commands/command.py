@@ -14,6 +14,7 @@ import tyro
 
 from ..machine import Stopped
 
+STOPPED_SO = "Stopped. What is done is kept: the same command goes on."
 DONE, FAILED, WRONG_USAGE, STOPPED = 0, 1, 2, 130
 TOLD = (OSError, ValueError, RuntimeError, ArithmeticError, ImportError)  # what users can cause
 
@@ -53,7 +54,7 @@ class Command:
                 found = self.run()
             code = FAILED if found.get("failed") else DONE
         except KeyboardInterrupt as stop:
-            text = str(stop) if isinstance(stop, Stopped) else "Stopped."
+            text = str(stop) if isinstance(stop, Stopped) else STOPPED_SO
             found, code = {"error": text}, STOPPED
         except TOLD as error:
             if self.debug:

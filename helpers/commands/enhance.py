@@ -48,8 +48,8 @@ class Enhance(Command):
         machine = machine_with(self.mixed_precision)
         model, origin = chosen_model(self.model, machine, workspace(machine, self.work_dir))
         print(f"{total} to restore by {origin}")
-        outcomes = restore_all(model, find(self.inputs, output=self.output_dir), self.settings,
-                               output=self.output_dir, total=total)
+        outcomes = restore_all(model, find(self.inputs, output=self.output_dir, say=Bar.write),
+                               self.settings, output=self.output_dir, total=total)
         found: dict[str, Any] = {"model": origin, "restored": 0, "skipped": 0, "failed": 0,
                                  "results": [], "errors": {}}
         for one in zipped(outcomes, self.zip) if self.zip else outcomes:

@@ -116,7 +116,7 @@ def _within(folder: Path, root: Path, output: Path | None, left_out: Counter) ->
                     folders.append(entry.name)
                 elif entry.is_symlink() and entry.is_dir():
                     left_out["linked folders"] += 1
-                else:
+                elif entry.is_file() or entry.is_symlink():  # a pipe would be waited for
                     files.append(entry.name)
     except OSError as error:
         yield Input(folder, "folder", place, f"{folder}: cannot be opened "

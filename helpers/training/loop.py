@@ -173,7 +173,7 @@ def _session(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerL
                 autosave.finish()
         if stop.asked:
             raise Stopped(f"Stopped after step {trainer.step} and saved in {folder}. "
-                          "Run this cell again to go on.")
+                          "Run the same again to go on.")
 
 
 def resume(config: Config, model: SplatEnhancer, *, folder: Path, drive: Path | None = None,

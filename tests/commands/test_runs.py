@@ -20,6 +20,7 @@ from helpers.machine import Bar
 from helpers.model import SplatEnhancer
 from helpers.pairs import prepare_pairs
 from helpers.training import train
+from tests.pictures.files import every_kind
 from tests.runs import saved_step, states_differ
 
 SMALL = {"data.size_px": 64, "data.train_images": 4, "data.test_images": 2, "optim.batch": 1,
@@ -104,3 +105,31 @@ def test_the_newest_run_is_measured_with_its_own_settings(begun, capsys, monkeyp
     (older / LATEST).write_bytes(b"")
     os.utime(older / LATEST, (1, 1))
     assert runs.newest_run(work) == "demo"
+
+
+def test_enhance_takes_the_newest_model_and_says_which(begun, tmp_path, capsys):
+    work = begun[0]
+    (tmp_path / "a.png").write_bytes(every_kind()["rgba.png"])
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    card = work / "results" / "demo" / "enhancer" / "card.json"
+    command = ["enhance", str(tmp_path), "--work_dir", str(work), "--json"]
+    for newest, origin, restored in ((card, str(card.parent), 1),
+                                     (work / "runs" / "demo" / LATEST, "run 'demo', step 4", 0)):
+        os.utime(newest)
+        assert main(command) == 1
+        printed = capsys.readouterr()
+        told = json.loads(printed.out)
+        assert told["model"] == origin and f"2 to restore by {origin}" in printed.err
+        assert told["results"] == [str(tmp_path / "a_restored.png")]
+        assert (told["restored"], told["skipped"], told["failed"]) == (restored, 1 - restored, 1)
+        assert list(told["errors"]) == [str(tmp_path / "b.png")]
+    assert main([*command[:2], "--work_dir", str(tmp_path)]) == 1
+    assert "expected an export, a hub name, or a run in" in capsys.readouterr().err
+
+
+def test_bench_measures_what_a_user_waits_for(begun, capsys):
+    assert main(["bench", "--work_dir", str(begun[0]), "--size_px", "64", "--rounds", "1",
+                 "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert all(told[name] > 0 for name in ("enhance_images_per_s", "degrade_images_per_s",
+                                           "checkpoint_save_s"))

@@ -30,6 +30,8 @@ def test_a_folder_is_walked_by_name_without_results_hidden_files_links_and_other
                   "notes.txt", "raw.heic", "out/a.png", "restored.png")
     (folder / "loop").symlink_to(folder, target_is_directory=True)
     (folder / "gone.webp").symlink_to(folder / "nowhere")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(folder / "pipe.png")
     found = list(find(folder, output=folder / "out"))
     assert [one.relative.as_posix() for one in found] == [
         "a.jpg", "b.PNG", "gone.webp", "m.mov", "restored.png", "z.ply", "sub/c.tif"]
