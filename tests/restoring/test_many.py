@@ -18,6 +18,9 @@ from helpers.commands import ROOT
 from helpers.machine import Stopped
 from helpers.pictures import read_picture
 from helpers.restoring import RestoreConfig, find, restore_all, zipped
+from helpers.restoring.marks import Mark
+from helpers.restoring.pictures import restore_picture
+from helpers.restoring.report import Report
 from helpers.storage import held, whole
 from tests.pictures.files import every_kind, pixels, saved
 
@@ -141,10 +144,16 @@ def test_a_wide_picture_is_restored_in_tiles_that_are_reported(enhancer, tmp_pat
     wide = tmp_path / "wide.png"
     wide.write_bytes(saved(Image.fromarray(pixels(3, 32, 4000)), "PNG"))
     told = []
-    enhancer.enhance_and_show(read_picture(wide).rgb[None],
-                              report=lambda done, total: told.append((done, total)))
+
+    class Telling(Report):
+        def __call__(self, done, total):
+            told.append((done, total))
+
+    made = restore_picture(enhancer, wide, tmp_path, RestoreConfig(), Telling(),
+                           mark=Mark.of(wide, "anybody"))
     assert told == [(i, 7) for i in range(1, 8)]
-    assert result(run(enhancer, wide)["wide.png"]).shape == (32, 4000, 3)
+    with Image.open(*made) as image:
+        assert image.size == (4000, 32)
 
 
 def test_a_full_disk_ends_it_and_leaves_nothing_half_written(enhancer, folder, monkeypatch):
