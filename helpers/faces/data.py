@@ -134,14 +134,21 @@ def prepare(config: DataConfig, folder: Path, *, device: torch.device | str = "c
     return faces
 
 
-def draw_batch(faces: Faces, *, seed: int, step: int, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+def draw_batch(faces: Faces, *, seed: int, step: int, batch: int,
+               rows: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
     """Draw the training batch of a step: a function of (seed, step, batch), whatever came before.
 
     Each pass over the training images takes a new order and meets every image once; half of
     the samples are mirrored.
 
+    Args:
+        faces: prepared.
+        seed, step, batch: what it is a function of.
+        rows: the part of the batch whose pictures are read.
+
     Returns:
-        clean (B, 3, H, W), regions (B, H, W), and sample_seeds (B,) int64 for the degradation.
+        clean (R, 3, H, W) and regions (R, H, W) of these rows, and sample_seeds (B,) int64 of the
+        whole batch, for the degradation.
 
     Raises:
         ValueError: a negative step or an empty batch.
@@ -152,9 +159,10 @@ def draw_batch(faces: Faces, *, seed: int, step: int, batch: int) -> tuple[Tenso
     dice = {e: torch.Generator().manual_seed(derive_number(seed, "epoch", e))
             for e in {p // count for p in positions}}
     orders = {e: torch.randperm(count, generator=dice[e]).tolist() for e in dice}
-    clean, regions = faces.load("train", [orders[p // count][p % count] for p in positions])
+    wanted = [orders[p // count][p % count] for p in positions[rows]]
+    clean, regions = faces.load("train", wanted)
     sample_seeds = torch.tensor([derive_number(seed, "sample", p) for p in positions])
-    mirrored = (sample_seeds % 2 == 1).view(-1, 1, 1)
+    mirrored = (sample_seeds[rows] % 2 == 1).view(-1, 1, 1)
     clean = torch.where(mirrored[:, None], clean.flip(-1), clean)
     return clean, torch.where(mirrored, regions.flip(-1), regions), sample_seeds
 
@@ -162,27 +170,28 @@ def draw_batch(faces: Faces, *, seed: int, step: int, batch: int) -> tuple[Tenso
 class NumberedBatches(Dataset):
     """The batches of a run as a sequence without end: number → `draw_batch` of that number."""
 
-    def __init__(self, faces: Faces, *, seed: int, batch: int) -> None:
-        self.faces, self.seed, self.batch = faces, seed, batch
+    def __init__(self, faces: Faces, *, seed: int, batch: int, rows: slice) -> None:
+        self.faces, self.seed, self.batch, self.rows = faces, seed, batch, rows
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        return draw_batch(self.faces, seed=self.seed, step=number, batch=self.batch)
+        return draw_batch(self.faces, seed=self.seed, step=number, batch=self.batch,
+                          rows=self.rows)
 
 
-def load_batches(faces: Faces, numbers: range, *, seed: int, batch: int,
-                 workers: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def load_batches(faces: Faces, numbers: range, *, seed: int, batch: int, workers: int = 0,
+                 rows: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Draw batches in order, the same ones whoever draws them. Closing it ends the processes.
 
     Args:
         numbers: of the batches.
-        seed, batch: as for `draw_batch`.
+        seed, batch, rows: as for `draw_batch`.
         workers: processes that read ahead, on the CPU; 0 reads here, when asked.
 
     Yields:
-        What `draw_batch` returns: clean (B, 3, H, W), regions (B, H, W), sample_seeds (B,).
+        What `draw_batch` returns: clean (R, 3, H, W), regions (R, H, W), sample_seeds (B,).
     """
     yield from DataLoader(
-        NumberedBatches(faces, seed=seed, batch=batch), sampler=numbers, batch_size=None,
+        NumberedBatches(faces, seed=seed, batch=batch, rows=rows), sampler=numbers, batch_size=None,
         num_workers=workers, worker_init_fn=_leave_interrupts_to_the_trainer,
         multiprocessing_context="spawn" if workers else None,  # a fork would copy CUDA's state
         generator=torch.Generator())  # its own: the global one is left alone

@@ -1,4 +1,5 @@
-"""The machine a run is on: its place (Colab, Kaggle, local), device, memory, Drive; bars and stops.
+"""The machine a run is on: its place (Colab, Kaggle, local), device, memory, Drive; bars and stops;
+the processes that work on it together.
 
 The only room that knows Colab and Kaggle.
 """
@@ -9,6 +10,7 @@ from .cells import explain, name_the_cells
 from .drive import mount_drive
 from .memory import free_gib, free_memory, is_out_of_memory
 from .packages import prepare_packages, versions
+from .processes import ALONE, Processes, place_in_launch, processes
 from .progress import Bar
 from .runtime import ROOT, Runtime, choose_preset, detect, report, workspace
 from .stop import Stopped, StopRequests

@@ -12,6 +12,8 @@ from IPython import get_ipython
 from IPython.display import HTML, display
 from tqdm.std import tqdm
 
+from .processes import place_in_launch
+
 _TEXT = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
@@ -31,6 +33,7 @@ class Bar(tqdm):
         self.slot, self.inline = None, hasattr(get_ipython(), "kernel")
         own = {"file": io.StringIO(), "mininterval": 1.0, "bar_format": _TEXT}
         own = (own if self.inline else {}) | {"miniters": 1}  # steps may become slower
+        own |= {"disable": True} if place_in_launch()[0] else {}  # the first process shows
         super().__init__(iterable, **own | options)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:

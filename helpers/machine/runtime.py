@@ -16,6 +16,7 @@ import torch
 from ..config import PACKAGE, preset
 from .memory import GIB, avoid_fragments
 from .packages import installed_version
+from .processes import place_in_launch
 
 T4_MIN_GIB = 12.0  # what the "t4" preset needs, with room to spare (a T4 shows 14.6)
 # What people set anywhere to reach Kaggle, as they do KAGGLEHUB_…
@@ -113,10 +114,19 @@ def _device() -> torch.device:
         except RuntimeError as error:  # a GPU too old for this torch, or a broken driver
             total = error
         if total == 8:
-            return torch.device(kind)
+            return _own(kind)
         print(f"There is a GPU ({kind}), but it does not work (1 + … + 1 = 8 gave {total}): "
               "it is not used.")
     return torch.device("cpu")
+
+
+def _own(kind: str) -> torch.device:
+    """Of the GPUs of a machine this process's, where several were launched."""
+    local, several = place_in_launch()[2], place_in_launch()[1] > 1
+    if kind != "cuda" or not several:
+        return torch.device(kind)
+    torch.cuda.set_device(own := torch.device(kind, local % torch.cuda.device_count()))
+    return own
 
 
 def _dtype(device: torch.device) -> torch.dtype:

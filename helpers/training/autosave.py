@@ -25,14 +25,15 @@ class Autosave:
         trainer: whose state is saved.
         folder: on this machine's disk.
         publisher: copies what was saved to Drive.
-        claimed: the claim on the folder; nothing is written once it is lost.
+        claimed: the claim on the folder; nothing is written once it is lost. None where another
+            process of this run saves.
 
     Raises:
         OSError: nothing can be written there.
     """
 
     def __init__(self, trainer: Trainer, folder: Path, publisher: Publisher,
-                 claimed: Claim) -> None:
+                 claimed: Claim | None) -> None:
         self.trainer, self.folder = trainer, folder
         self.publisher, self.claimed = publisher, claimed
         self.saved_step = self.tried_step = trainer.step
@@ -45,7 +46,7 @@ class Autosave:
 
     def before_step(self) -> None:
         """Raise RuntimeError if somebody else goes on with this run."""
-        if not self.claimed.still_ours():
+        if self.claimed and not self.claimed.still_ours():
             raise RuntimeError(f"{self.folder}: expected to be the only one training there, but a "
                                "later call took over; this one stops without saving")
         if self.publisher.lost:
@@ -71,6 +72,8 @@ class Autosave:
 
     def save(self) -> None:
         """Save the state, as the best too if it is; OSError if it cannot be written."""
+        if self.claimed is None:
+            return
         best = self._best()
         self.tried_step, self.tried_at = self.trainer.step, time.monotonic()
         file = checkpoints.save(self.trainer.checkpoint(), self.folder, best=best)
@@ -80,8 +83,8 @@ class Autosave:
     def finish(self) -> None:
         """Save what is not saved yet, if it is worth it; OSError if that fails."""
         trainer = self.trainer
-        if (trainer.step > self.saved_step and trainer.whole and not has_collapsed(trainer)
-                and self.claimed.still_ours()):
+        if (self.claimed and self.claimed.still_ours() and trainer.step > self.saved_step
+                and trainer.whole and not has_collapsed(trainer)):
             self.save()
 
     def _due(self) -> bool:

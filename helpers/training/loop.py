@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from .. import checkpoints
-from ..checkpoints import Publisher, claim
+from ..checkpoints import Checkpoint, Publisher, claim
 from ..config import Config, OptimConfig
 from ..distances import EnhancerLoss
 from ..faces import Faces, load_batches
-from ..machine import Stopped, StopRequests
+from ..machine import ALONE, Processes, Stopped, StopRequests, processes
 from ..model import SplatEnhancer
 from ..pairs import Sources, draw_pairs, known_as
 from ..storage import within
@@ -59,19 +59,20 @@ def learning_rate_at(step: int, optim: OptimConfig) -> float:
 
 def training_batch(config: Config, drawn: Drawn,
                    device: torch.device | str, sources: Sources | None = None,
-                   ) -> tuple[Tensor, Tensor, Tensor]:
-    """Clean and degraded images (B, 3, H, W) in [0, 1] and the skip mask (B,) of a batch.
+                   rows: slice = slice(None)) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean and degraded images (R, 3, H, W) in [0, 1] and the skip mask (R,) of a batch.
 
     Args:
-        drawn: clean, regions and sample seeds, from `draw_batch`.
+        drawn: clean, regions and sample seeds, from `draw_batch`, perhaps of some rows only.
         device: where the images are damaged and wanted.
         sources: of pairs that are not drawn, from `prepare_pairs`.
+        rows: those of the batch that were drawn; all of it decides which skips are dropped.
     """
-    seeds = drawn[2]
-    clean, degraded, _ = draw_pairs(config, sources or {}, drawn, device)
+    *faces, seeds = drawn
+    clean, degraded, _ = draw_pairs(config, sources or {}, (*faces, seeds[rows]), device)
     dice = torch.Generator().manual_seed(int(seeds[0]))
     keep = torch.rand(len(seeds), generator=dice) >= config.model.skip_dropout
-    return clean, degraded, keep.float().to(device)
+    return clean, degraded, keep[rows].float().to(device)
 
 
 def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss, *, folder: Path,
@@ -80,6 +81,10 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
 
     A stop (the Stop button, Ctrl-C, SIGTERM) finishes the step, saves, and then raises
     `Stopped`, a KeyboardInterrupt. Calling again goes on from the last save.
+
+    Of several processes (`accelerate launch`) each takes its rows of the same batch of
+    `optim.batch` pictures, and all end every step with the same weights; only the first reads,
+    saves and prints. What one is asked or lacks room for all do alike.
 
     Args:
         config: of the run.
@@ -100,10 +105,10 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
         torch.OutOfMemoryError: a step does not fit in the GPU's memory, recomputed or not.
         OSError: the last state could not be saved.
     """
-    device, optim = next(model.parameters()).device, config.optim
-    with _session(config, model, faces, loss, folder, drive, sources or {}) as (
+    device, optim, team = next(model.parameters()).device, config.optim, processes()
+    with _session(config, model, faces, loss, folder, drive, sources or {}, team) as (
             trainer, batches, autosave, stop):
-        while trainer.step < optim.steps and not stop.asked:
+        while trainer.step < optim.steps and not team.any(stop.asked):
             autosave.before_step()
             started = time.perf_counter()
             rate = learning_rate_at(trainer.step + 1, optim)
@@ -111,7 +116,9 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
                 group["lr"] = rate * group["factor"]
 
             drawn = [next(batches) for _ in range(optim.accumulate)]
-            means = within_memory(partial(add_gradients, trainer, loss, drawn, sources), trainer)
+            means = within_memory(partial(add_gradients, trainer, loss, drawn, sources, team),
+                                  trainer, team)
+            means = trainer.add_up(team, means)
             norm, skipped = trainer.update()
 
             seconds = time.perf_counter() - started
@@ -124,7 +131,7 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
 
 
 def add_gradients(trainer: Trainer, loss: EnhancerLoss, drawn: Sequence[Drawn],
-                  sources: Sources | None = None) -> dict[str, float]:
+                  sources: Sources | None = None, team: Processes = ALONE) -> dict[str, float]:
     """Pass a step's batches forward and back; its gradients are then in the trainer.
 
     Args:
@@ -132,65 +139,66 @@ def add_gradients(trainer: Trainer, loss: EnhancerLoss, drawn: Sequence[Drawn],
         loss: on the model's device.
         drawn: the step's batches, from `draw_batch`.
         sources: of pairs that are not drawn, from `prepare_pairs`.
+        team: whose batches these are; this process has its rows of each.
 
     Returns:
-        The losses by term, the mean of all batches.
+        The losses by term, the mean of all batches; of several processes, this one's part of it.
     """
     config, model = trainer.config, trainer.model
+    rows = team.rows(config.optim.batch)
+    part = (rows.stop - rows.start) / config.optim.batch
     device, terms = next(model.parameters()).device, Counter()
     for number, batch in enumerate(drawn, start=trainer.step * len(drawn)):
-        clean, degraded, skip_mask = training_batch(config, batch, device, sources)
+        clean, degraded, skip_mask = training_batch(config, batch, device, sources, rows)
         repair = model(degraded, skip_mask, parts=True)
         losses = loss(repair.decoded, clean, choice=repair.choice(degraded),
                       view_seed=config.run.seed + number)
-        trainer.backward(losses["total"])
-        terms.update({name: value.detach() for name, value in losses.items()})
+        trainer.backward(losses["total"], part)
+        terms.update({name: part * value.detach() for name, value in losses.items()})
     sums = torch.stack([*terms.values()]).tolist()  # the GPU is waited for once
     return {name: total / len(drawn) for name, total in zip(terms, sums, strict=True)}
 
 
 @contextmanager
 def _session(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss, folder: Path,
-             drive: Path | None, sources: Sources,
+             drive: Path | None, sources: Sources, team: Processes,
              ) -> Iterator[tuple[Trainer, Iterator, Autosave, StopRequests]]:
     """All that surrounds the loop: opened in order, and closed however the loop ends."""
     optim, workers = config.optim, config.run.loader_workers
-    with claim(folder) as claimed, closing(Publisher(drive)) as publisher, StopRequests() as stop:
+    rows = team.rows(optim.batch)
+    with (claim(folder) if team.first else nullcontext() as claimed,
+          closing(Publisher(drive if team.first else None)) as publisher, StopRequests() as stop):
         trainer = resume(config, model, folder=folder, drive=drive,
-                         faces=known_as(faces, sources, config.pairs))
+                         faces=known_as(faces, sources, config.pairs), team=team)
         refuse_unfit(config, model=model, faces=faces, loss=loss, sources=sources, folder=folder,
                      seeded=not trainer.history)
+        _refuse_unequal(trainer, team)
         autosave = Autosave(trainer, folder, publisher, claimed)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()  # what came before is not training's
         numbers = range(trainer.step * optim.accumulate, optim.steps * optim.accumulate)
         model.train()
         with closing(load_batches(faces, numbers, seed=config.run.seed, batch=optim.batch,
-                                  workers=workers)) as batches:
+                                  workers=workers, rows=rows)) as batches:
             try:
                 yield trainer, batches, autosave, stop
             finally:
                 autosave.finish()
-        if stop.asked:
+        if team.any(stop.asked):
             raise Stopped(f"Stopped after step {trainer.step} and saved in {folder}. "
                           "Run the same again to go on.")
 
 
 def resume(config: Config, model: SplatEnhancer, *, folder: Path, drive: Path | None = None,
-           faces: str | Sequence[str] = "") -> Trainer:
+           faces: str | Sequence[str] = "", team: Processes = ALONE) -> Trainer:
     """Load the newest good checkpoint of a run into the model, if there is one, and say so.
 
-    Without one the model goes back to what it held before it was trained, by whatever run.
+    Without one the model goes back to what it held before it was trained, by whatever run. Only
+    the first process of a team looks into the folders; the others may have none.
     """
     folders = [folder] + ([drive] if drive else [])
     judge = partial(refuse_lacking, config=config, model=model)
-    saved, passed_over = checkpoints.newest(folders, fits=judge)
-    for line in passed_over:
-        print("Passed over", line)
-    for place in folders if passed_over else ():
-        with suppress(OSError):
-            within(ANSWER_S, checkpoints.set_aside_unusable, place, saved.step if saved else -1,
-                   judge)
+    saved = team.from_first(lambda: _newest(folders, judge))
     if saved is None and (before := model.forget()):
         print(f"Run {config.run.name!r} starts anew: what the model held of run "
               f"{before.config.run.name!r}, step {before.step}, is left out.")
@@ -204,6 +212,31 @@ def resume(config: Config, model: SplatEnhancer, *, folder: Path, drive: Path | 
                    "raise optim.steps to go on.")
         _note_changes(trainer, saved.config)
     return trainer
+
+
+def _newest(folders: Sequence[Path], judge: Callable[[Checkpoint], None]) -> Checkpoint | None:
+    """The state to go on from, if there is one; what bars its way is set aside."""
+    saved, passed_over = checkpoints.newest(folders, fits=judge)
+    for line in passed_over:
+        print("Passed over", line)
+    for place in folders if passed_over else ():
+        with suppress(OSError):
+            within(ANSWER_S, checkpoints.set_aside_unusable, place, saved.step if saved else -1,
+                   judge)
+    return saved
+
+
+def _refuse_unequal(trainer: Trainer, team: Processes) -> None:
+    """Raise ValueError where processes would train different things; alone nobody differs."""
+    if team.ranks > 1:
+        own = {"settings": trainer.config.to_json(), "faces": trainer.faces,
+               "weights": checkpoints.trained_digest(trainer.model.trained_state())}
+        first, *others = team.gather(own)
+        for number, other in enumerate(others, start=1):
+            if unequal := [name for name in own if first[name] != other[name]]:
+                raise ValueError(f"processes: expected the same {' and '.join(unequal)} in all, "
+                                 f"got others in process {number}; start all with the same command "
+                                 "and the same data")
 
 
 def _note_changes(trainer: Trainer, before: Config) -> None:

@@ -7,32 +7,38 @@ from typing import TypeVar
 
 import torch
 
-from ..machine import free_memory, is_out_of_memory
+from ..machine import ALONE, Processes, free_memory, is_out_of_memory
 from .trainer import Trainer
 
 Result = TypeVar("Result")
 
 
-def within_memory(work: Callable[[], Result], trainer: Trainer) -> Result:
+def within_memory(work: Callable[[], Result], trainer: Trainer,
+                  team: Processes = ALONE) -> Result:
     """Do the work of a step up to its gradients, once more in lean memory if it does not fit.
 
     Nothing of the try that failed stays: no activation, no gradient. With `optim.memory` "auto" the
     model recomputes its activations from then on, and the results are those it would have had.
 
     Args:
-        work: adds the step's gradients to the trainer; it is called once or twice.
+        work: adds the step's gradients to the trainer and never returns None; it is called once
+            or twice.
         trainer: of the run.
+        team: all that take this step; where one has no room, all take it again.
 
     Raises:
         torch.OutOfMemoryError: it does not fit that way either, or another way was asked for.
     """
     model, memory = trainer.model, trainer.config.optim.memory
     while True:
+        done = None
         try:
-            return work()
+            done = work()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+        if not team.any(done is None):
+            return done
         trainer.drop_gradients()
         free_memory()  # after `except`: by then nobody holds the error, nor its frames activations
         if model.lean_memory or memory != "auto":

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..checkpoints import Checkpoint, refuse_other_run
 from ..config import Config
+from ..machine import Processes
 from ..model import Learned, SplatEnhancer
 
 MASK_FACTOR = 12.0  # on the learning rate of the repair mask: small, and made from nothing
@@ -86,15 +87,26 @@ class Trainer:
         self.scaler.load_state_dict(self.scaler.state_dict() | scale)  # its pace is today's
         self.step, self.history, self.notes = saved.step, list(saved.history), list(saved.notes)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, part: float = 1.0) -> None:
         """Add the gradient of one batch; a step has `optim.accumulate` of them and takes the mean.
 
         The sum is kept in fp32: half precision would round it after every batch.
+
+        Args:
+            loss: the mean of its pictures.
+            part: of the whole batch that these pictures are; other processes have the others.
         """
-        share = loss / self.config.optim.accumulate
+        share = loss / (self.config.optim.accumulate / part)
         self.scaler.scale(share).backward()
         self.loss = self.loss + share.detach()
         self._move_gradients()
+
+    def add_up(self, team: Processes, means: dict[str, float]) -> dict[str, float]:
+        """Give each process the gradients and losses of the whole batch: then all step alike."""
+        team.add_up([*(p.grad for p in self.masters.values() if p.grad is not None), self.loss])
+        sums = torch.tensor([*means.values()], dtype=torch.float64)
+        team.add_up([sums])
+        return dict(zip(means, sums.tolist(), strict=True))
 
     def update(self) -> tuple[float, bool]:
         """Unscale, clip and step with the gradients there are, unless something is not finite.
