@@ -17,10 +17,19 @@ from .sources import (
     left_out,
     note_size,
     own_file,
+    picture_print,
     read_image,
     readable,
     square,
     store_name,
 )
-from .store import PartialStore, as_prepared, open_rows, print_of, read_contents
+from .store import (
+    PartialStore,
+    as_prepared,
+    open_rows,
+    print_of,
+    read_column,
+    read_contents,
+    read_prints,
+)
 from .stream import CELEBA_HQ

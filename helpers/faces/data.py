@@ -29,10 +29,20 @@ from .sources import (
     draw_samples,
     enlarged,
     left_out,
+    picture_print,
     store_name,
     too_few,
 )
-from .store import GROUP, PartialStore, as_prepared, open_rows, print_of, read_contents, read_prints
+from .store import (
+    GROUP,
+    PartialStore,
+    as_prepared,
+    open_rows,
+    print_of,
+    read_column,
+    read_contents,
+    read_prints,
+)
 from .stream import Row
 
 Parser = Callable[[Tensor], Tensor]  # (B, 3, H, W) in [0, 1] -> regions (B, H, W) uint8
@@ -58,10 +68,10 @@ class Faces:
         self.store, told = store, read_contents(store)
         self.skipped, self.labels, self.small = told.skipped, told.labels, told.small
         rows = open_rows(store)
-        split = np.array(list(rows["split"]))
+        split = np.array(list(read_column(rows, "split")))
         self.train = rows.select(np.flatnonzero(split == "train"))
         self.test = rows.select(np.flatnonzero(split == "test"))
-        keys = list(self.train["key"])
+        keys = list(read_column(self.train, "key"))
         self.trained_on = self.formerly = f"{len(keys)} faces {derive_number(*keys):016x}"
         if not all(NUMBERED.fullmatch(key) for key in keys):
             self.trained_on = f"{len(keys)} photographs {derive_number(*self.prints('train')):016x}"
@@ -76,7 +86,8 @@ class Faces:
     def prints(self, split: str) -> list[str]:
         """What the pictures of a split are known by, in order; see `picture_print`."""
         rows, known = getattr(self, split), read_prints(self.store)
-        return [known.get(key) or print_of(rows[i]["image"]) for i, key in enumerate(rows["key"])]
+        return [known.get(key) or print_of(rows[i]["image"])
+                for i, key in enumerate(read_column(rows, "key"))]
 
     def load(self, split: str, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Decode some faces.
@@ -220,7 +231,8 @@ def _fill(partial: PartialStore, config: DataConfig, seed: int, rows: Iterable[R
           progress: Callable[..., Iterable[Row]] | None) -> None:
     """Add to a partial store what it lacks, group by group, and seal it."""
     place, wanted = partial.place, {"train": config.train_images, "test": config.test_images}
-    fresh: Iterable[Row] = _encoded(draw_samples(config, seed, place, rows), parse, device)
+    fresh: Iterable[Row] = _encoded(draw_samples(config, seed, place, rows), place.prints, parse,
+                                    device)
     if progress:
         fresh = progress(fresh, total=sum(wanted.values()), initial=len(place.done),
                          desc="Preparing faces", unit="image")
@@ -232,9 +244,9 @@ def _fill(partial: PartialStore, config: DataConfig, seed: int, rows: Iterable[R
     partial.seal()
 
 
-def _encoded(samples: Iterator[Sample], parse: Parser | None,
+def _encoded(samples: Iterator[Sample], prints: dict[str, str], parse: Parser | None,
              device: torch.device | str) -> Iterator[dict[str, Any]]:
-    """Rows of the store; regions not known are parsed, a group of images at a time."""
+    """Rows of the store, their prints noted; regions not known are parsed, a group at a time."""
     while group := list(islice(samples, GROUP)):
         keys, splits, images, regions = zip(*group, strict=True)
         if regions[0] is None:  # a source knows all regions or none
@@ -242,6 +254,7 @@ def _encoded(samples: Iterator[Sample], parse: Parser | None,
             regions = [Image.fromarray(one.cpu().numpy())
                        for one in parse(_to_unit(_stacked(images)).to(device))]
         for key, split, image, region in zip(keys, splits, images, regions, strict=True):
+            prints.setdefault(picture_print(image), key)
             yield {"key": key, "image": to_png(image), "regions": to_png(region), "split": split}
 
 

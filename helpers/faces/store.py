@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,13 +9,14 @@ from contextlib import AbstractContextManager, contextmanager
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
 from PIL import Image
 
 from ..storage import UNREADABLE, damage_named, digest, list_digests, refuse_changed, write_whole
-from .sources import NUMBERED, picture_print
+from .sources import picture_print
 from .stream import Place, Row
 
 GROUP = 4  # faces that are parsed and kept together: an interruption costs fewer than these
@@ -36,13 +36,15 @@ class PartialStore:
         store: the folder that it becomes.
         columns: what is kept of each, as bytes, beside its key and split.
         noun: what they are, in words.
+        known_by: the column whose pictures `place.prints` knows; empty where nobody asks.
 
     Attributes:
         groups: the files of the groups, in order.
         place: how far the source has been read.
     """
 
-    def __init__(self, store: Path, columns: Sequence[str] = COLUMNS, noun: str = "faces") -> None:
+    def __init__(self, store: Path, columns: Sequence[str] = COLUMNS, noun: str = "faces",
+                 known_by: str = COLUMNS[0]) -> None:
         self.schema = pa.schema({"key": pa.string(), **dict.fromkeys(columns, pa.binary()),
                                  "split": pa.string()})
         self.noun = noun
@@ -57,12 +59,15 @@ class PartialStore:
             table = pa.ipc.open_stream(content).read_all()
             place = Place(**json.loads(table.schema.metadata[b"place"]))
             place.done, place.prints = self.place.done, self.place.prints
+            place.skipped = self.place.skipped | place.skipped
             self.place = place
             keys = table["key"].to_pylist()
             place.done |= dict(zip(keys, table["split"].to_pylist(), strict=True))
-            place.prints |= {print_of(png.as_py()): key for key, png in zip(
-                keys, table[columns[0]], strict=True) if not NUMBERED.fullmatch(key)}
+            if known_by:
+                for key, png in zip(keys, table[known_by], strict=True):
+                    place.prints.setdefault(print_of(png.as_py()), key)
             self.groups.append(path)
+        self.told = len(self.place.skipped)  # those that a group names
         for path in found[len(self.groups):]:
             print(f"data: {path.name} is damaged or follows one that is; its {noun} are made again")
             path.unlink()
@@ -73,7 +78,9 @@ class PartialStore:
         Raises:
             OSError: no room; what was kept before stays.
         """
-        note = dataclasses.asdict(self.place) | {"done": {}, "prints": {}}  # the rows say it
+        skipped = self.place.skipped
+        note = vars(self.place) | {"done": {}, "prints": {},  # the rows say it
+                                   "skipped": dict(islice(skipped.items(), self.told, None))}
         schema = self.schema.with_metadata({"place": json.dumps(note)})
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, schema) as stream:
@@ -81,6 +88,7 @@ class PartialStore:
         content = sink.getvalue().to_pybytes()
         with self._told():
             self.groups.append(write_whole(self.folder / self._name(content), content))
+        self.told = len(skipped)
         self.place.done |= {row["key"]: row["split"] for row in rows}
 
     def fill(self, rows: Iterable[Row]) -> None:
@@ -134,6 +142,12 @@ def open_rows(store: Path) -> datasets.Dataset:
     with as_prepared(store):
         files = sorted(store.glob(ROWS.replace("00000-of-00001", "*")))
         return datasets.concatenate_datasets([datasets.Dataset.from_file(str(f)) for f in files])
+
+
+def read_column(rows: datasets.Dataset, name: str) -> Iterator[Any]:
+    """The cells of a column in order, a few at a time: all pictures at once are too many."""
+    for some in rows.select_columns([name]).iter(64):
+        yield from some[name]
 
 
 def read_prints(store: Path) -> dict[str, str]:

@@ -31,6 +31,7 @@ from ..faces import (
     derive_number,
     from_pngs,
     open_rows,
+    read_column,
     read_contents,
     to_png,
 )
@@ -59,7 +60,7 @@ class FittedPairs:
         read_contents(store)
         self.store, self.faces = store, faces
         self.rows = open_rows(store)
-        keys = list(self.rows["key"])
+        keys = list(read_column(self.rows, "key"))
         with as_prepared(store):
             if keys != list(faces.train["key"][:len(keys)]):
                 raise ValueError("fits of other faces")
@@ -110,7 +111,7 @@ def prepare_fitted(settings: PairsConfig, faces: Faces, folder: Path, *, seed: i
     store = Path(folder) / f"fitted-{len(keys)}-{origin:016x}"
 
     def make() -> None:
-        partial = PartialStore(store, COLUMNS, "fitted faces")
+        partial = PartialStore(store, COLUMNS, "fitted faces", known_by="")
         done = len(partial.place.done)  # they are made in order
         rows: Iterable[dict[str, Any]] = _fitted(keys, done, faces, seed, device)
         if progress:

@@ -29,9 +29,12 @@ from ..faces import (
     note_size,
     open_rows,
     own_file,
+    picture_print,
     print_of,
+    read_column,
     read_contents,
     read_image,
+    read_prints,
     readable,
     square,
     to_png,
@@ -75,11 +78,15 @@ class OwnPairs:
         self.store, told = store, read_contents(store)
         self.skipped, self.small = told.skipped, told.small
         self.rows = open_rows(store)
-        self.photos = photos = [hashlib.sha256(png).hexdigest() for png in self.rows["clean"]]
+        keys = list(read_column(self.rows, "key"))
+        self.photos = photos = [hashlib.sha256(png).hexdigest()
+                                for png in read_column(self.rows, "clean")]
         held = _held_out(set(photos), held_out_share)
         if trained or tested:
-            prints = {photo: print_of(png)
-                      for photo, png in zip(photos, self.rows["clean"], strict=True)}
+            known, row_of = read_prints(store), {photo: i for i, photo in enumerate(photos)}
+            prints = {photos[i]: known[key] for i, key in enumerate(keys) if key in known}
+            prints |= {photo: print_of(self.rows[i]["clean"])  # older stores know none
+                       for photo, i in row_of.items() if photo not in prints}
             held = {photo for photo, known in prints.items()
                     if known in tested or (photo in held and known not in trained)}
             if not 0 < len(held) < len(prints):
@@ -87,7 +94,7 @@ class OwnPairs:
                               "only such as data.source has on the other side", "add some others")
         self.train = [i for i, photo in enumerate(photos) if photo not in held]
         self.held_out = [i for i, photo in enumerate(photos) if photo in held]
-        names = [(self.rows["key"][i], photos[i]) for i in self.train]
+        names = [(keys[i], photos[i]) for i in self.train]
         self.trained_on = f"{len(self.train)} own {derive_number(*map(str, names)):016x}"
 
     def __len__(self) -> int:
@@ -144,8 +151,8 @@ def prepare_own(settings: PairsConfig, size_px: int, folder: Path, *, drive: Pat
         str((path.name, stat.st_size, stat.st_mtime))
         for path, stat in zip(paths, stats, strict=True)))
     store = Path(folder) / f"own-{size_px}px-{len(files)}-{origin:016x}"
-    make_once(store, drive, lambda: _fill(PartialStore(store, COLUMNS, "pairs"), files, one_sided,
-                                          size_px, progress))
+    make_once(store, drive, lambda: _fill(PartialStore(store, COLUMNS, "pairs", COLUMNS[1]), files,
+                                          one_sided, size_px, progress))
     pairs = OwnPairs(store, settings.own_held_out,
                      trained=faces.prints("train") if faces else (),
                      tested=faces.prints("test") if faces else ())
@@ -225,8 +232,10 @@ def _read(files: Files, partial: PartialStore, size_px: int,
             misfits[name] = f"render {_size(render)}, photo {_size(photo)}"
             continue
         note_size(photo, size_px, partial.place)
-        yield {"key": name, "degraded": to_png(square(render, size_px)),
-               "clean": to_png(square(photo, size_px)), "split": "own"}
+        clean = square(photo, size_px)
+        partial.place.prints.setdefault(picture_print(clean), name)
+        yield {"key": name, "degraded": to_png(square(render, size_px)), "clean": to_png(clean),
+               "split": "own"}
 
 
 def _open(path: Path) -> Image.Image:
