@@ -9,6 +9,7 @@ each file costs besides its pixels; all of them differ, for photographs are know
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -112,7 +113,8 @@ def peak_mib() -> float:
 def measured(what: str, folder: Path, count: int) -> dict[str, float]:
     """`measure` in a process of its own."""
     done = subprocess.run([sys.executable, "-m", "tests.measure_scale", what, str(folder),
-                           str(count)], cwd=ROOT, capture_output=True, encoding="utf-8")
+                           str(count)], cwd=ROOT, capture_output=True, encoding="utf-8",
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     return json.loads(done.stdout.splitlines()[-1])
@@ -141,7 +143,8 @@ def grown_tree(folder: Path, few: int, times: int = TIMES) -> dict[str, list[dic
 
 def table(rows: dict[str, list[dict[str, float]]]) -> str:
     """Markdown, a line per measurement."""
-    lines = ["| what | files | until the first | in all | of a core | peak memory | besides the packages |",
+    lines = ["| what | files | until the first | in all | of a core | peak memory | "
+             "besides the packages |",
              "|---|---|---|---|---|---|---|"]
     lines += [f"| {name} | {row['count']:,} | {row['first_s']:.2f} s | {row['all_s']:.2f} s | "
               f"{row['core_s']:.2f} s | "
