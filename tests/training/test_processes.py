@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from helpers.checkpoints import checkpoint as checkpoints
+from helpers import checkpoints
 from helpers.config import preset
 from helpers.faces import draw_batch, prepare
 from helpers.machine import ALONE, processes
