@@ -15,12 +15,11 @@ from pathlib import Path
 
 import torch
 
-from helpers.__main__ import ROOT
 from helpers.checkpoints import trained_digest
 from helpers.config import Config, preset
 from helpers.distances import EnhancerLoss
 from helpers.faces import prepare
-from helpers.machine import processes
+from helpers.machine import ROOT, processes
 from helpers.model import SplatEnhancer
 from helpers.training import train
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from PIL import Image
 
-from helpers.__main__ import ROOT
 from helpers.config import DataConfig, PairsConfig
+from helpers.machine import ROOT
 
 SIDE_PX, HELD_OUT = 64, 10
 PHOTOGRAPHS, FILES, TIMES = 500, 2_000, 10

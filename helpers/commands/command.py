@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import tyro
 
-from ..machine import Stopped
+from ..machine import Stopped, processes
 
 STOPPED_SO = "Stopped. What is done is kept: the same command goes on."
 DONE, FAILED, WRONG_USAGE, STOPPED = 0, 1, 2, 130
@@ -24,6 +24,7 @@ class Command:
     """A command: fields are its flags, their comments the help."""
 
     published: ClassVar[dict[str, str]] = {}  # a flag as other projects call it → ours
+    together: ClassVar[bool] = False  # whether launched processes share it; else the first does it
 
     json: tyro.conf.FlagCreatePairsOff[bool] = False  # print one JSON object, and nothing else
     debug: tyro.conf.FlagCreatePairsOff[bool] = False  # show where an error came from
@@ -48,9 +49,11 @@ class Command:
 
     def carry_out(self, prog: str) -> int:
         """Run it and return the exit code: 0 good, 1 something failed, 130 stopped."""
-        out = sys.stdout
+        out, first = sys.stdout, True
         try:
-            with redirect_stdout(sys.stderr) if self.json else nullcontext():
+            if not (first := processes().first) and not self.together:
+                return DONE
+            with redirect_stdout(sys.stderr) if self.json and first else nullcontext():
                 found = self.run()
             code = FAILED if found.get("failed") else DONE
         except KeyboardInterrupt as stop:
@@ -62,7 +65,7 @@ class Command:
             found, code = {"error": str(error) or type(error).__name__}, FAILED
         if "error" in found:
             print(f"{prog}: {'error: ' if code == FAILED else ''}{found['error']}", file=sys.stderr)
-        if self.json:
+        if self.json and first:
             print(json.dumps({"exit_code": code} | found, default=str), file=out)
         return code
 

@@ -10,7 +10,7 @@ import tyro
 
 from .. import checkpoints
 from ..errors import refused
-from ..machine import Bar, Runtime, workspace
+from ..machine import Bar, Runtime, processes, workspace
 from ..model import SplatEnhancer
 from ..model import load as load_export
 from ..restoring import RestoreConfig, count, find, restore_all, zipped
@@ -28,6 +28,7 @@ class Enhance(Command):
     """
 
     published: ClassVar[dict[str, str]] = {"model_path": "model"}
+    together: ClassVar[bool] = True
 
     inputs: tyro.conf.Positional[tuple[str, ...]]  # files, folders, patterns such as "a/**/*.png"
     settings: Annotated[RestoreConfig, tyro.conf.arg(name="")] = field(
@@ -43,13 +44,19 @@ class Enhance(Command):
             raise refused("inputs", "files, folders or patterns", "none", "name some")
 
     def run(self) -> dict[str, Any]:
-        """Restore."""
+        """Restore; launched processes share the files, and the first counts for all."""
+        team = processes()
+        if self.zip and team.ranks > 1:
+            raise refused("--zip", "one process, which alone sees all results", team.ranks,
+                          "leave it out, and zip them afterwards by the same with one process")
         total = count(self.inputs, self.output_dir)  # what is wrong is told before a model is built
         machine = machine_with(self.mixed_precision)
-        model, origin = chosen_model(self.model, machine, workspace(machine, self.work_dir))
+        with team.one_before_others():
+            model, origin = chosen_model(self.model, machine, workspace(machine, self.work_dir))
         print(f"{total} to restore by {origin}")
         outcomes = restore_all(model, find(self.inputs, output=self.output_dir, say=Bar.write),
-                               self.settings, output=self.output_dir, total=total)
+                               self.settings, output=self.output_dir, total=total,
+                               share=(team.rank, team.ranks))
         found: dict[str, Any] = {"model": origin, "restored": 0, "skipped": 0, "failed": 0,
                                  "results": [], "errors": {}}
         for one in zipped(outcomes, self.zip) if self.zip else outcomes:
@@ -61,9 +68,21 @@ class Enhance(Command):
             if one.error and found["failed"] <= LISTED:
                 found["errors"][str(one.path)] = one.error
             found["results"] += one.files[:max(0, LISTED - len(found["results"]))]
+        found = merged(team.gather(found))
         print(", ".join(f"{found[what]} {what}" for what in ("restored", "skipped", "failed")))
         print(f"results: {self.output_dir or 'beside the inputs'}", *found["results"][:1], sep=", ")
         return found
+
+
+def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What processes found, as if one had: counts added up, lists put together."""
+    whole = dict(parts[0])
+    for part in parts[1:]:
+        for name in ("restored", "skipped", "failed"):
+            whole[name] += part[name]
+        whole["results"] = (whole["results"] + part["results"])[:LISTED]
+        whole["errors"] = dict(list((whole["errors"] | part["errors"]).items())[:LISTED])
+    return whole
 
 
 def chosen_model(name: str, machine: Runtime, work: Path) -> tuple[SplatEnhancer, str]:

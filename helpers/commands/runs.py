@@ -18,7 +18,7 @@ from ..degradation import as_changes, in_words, kept_damage
 from ..distances import EnhancerLoss, Metrics
 from ..errors import refused
 from ..faces import Faces, prepare
-from ..machine import Bar, Runtime, choose_preset, detect, free_gib, report, workspace
+from ..machine import Bar, Runtime, choose_preset, detect, free_gib, processes, report, workspace
 from ..model import SplatEnhancer, add_metrics, export
 from ..pairs import Sources, prepare_pairs
 from ..plans import plan_downloads, plan_memory
@@ -118,6 +118,7 @@ class Prepare(OfRun):
     """Download or draw the faces of a run, and make its pairs; what is there is not made again."""
 
     published: ClassVar[dict[str, str]] = PUBLISHED
+    together: ClassVar[bool] = True
 
     config: Annotated[Config, tyro.conf.arg(name="")]
 
@@ -142,7 +143,8 @@ class Prepare(OfRun):
         machine = machine_with(self.mixed_precision)
         run = Run(self.config, machine, workspace(machine, self.output_dir), self.drive_dir)
         untuned = self.config.degrade
-        kept = kept_damage(folders_of(run.config, run.folder, run.copies))
+        folders = folders_of(run.config, run.folder, run.copies)
+        kept = processes().from_first(lambda: kept_damage(folders))
         run.config = run.config.with_(as_changes(kept or untuned))
         print(report(machine, run.config.preset, f"of run {run.config.run.name!r}"))
         if kept:
@@ -154,7 +156,9 @@ class Prepare(OfRun):
     def run(self) -> dict[str, Any]:
         """Prepare."""
         run = self.start()
-        print(run.faces)
+        with processes().one_before_others():
+            print(run.faces)
+            run.sources  # noqa: B018  (made when it is asked for)
         kinds = {"drawn": len(run.faces.train)} | {n: len(of) for n, of in run.sources.items()}
         print("pairs:", ", ".join(f"{name} of {count}" for name, count in kinds.items()))
         return {"data": run.work / "data", "train": len(run.faces.train),
@@ -167,16 +171,19 @@ class Train(Prepare):
 
     def run(self) -> dict[str, Any]:
         """Train and export."""
-        run = self.start()
-        faces, sources, model = run.faces, run.sources, run.model
-        loss = EnhancerLoss(run.config.loss, device=run.machine.device, dtype=run.machine.dtype,
-                            seed=run.config.run.seed)
+        run, team = self.start(), processes()
+        with team.one_before_others():
+            faces, sources, model = run.faces, run.sources, run.model
+            loss = EnhancerLoss(run.config.loss, device=run.machine.device,
+                                dtype=run.machine.dtype, seed=run.config.run.seed)
         with Bar(total=run.config.optim.steps, desc="Training", unit="step") as bar:
             for record in train(run.config, model, faces, loss, folder=run.folder,
                                 drive=run.copies, sources=sources):
                 bar.initial = bar.initial or record.step - 1
                 bar.set_postfix(loss=f"{record.losses['total']:.3f}", refresh=False)
                 bar.update(record.step - bar.n)
+        if not team.first:
+            return {}
         folder, saved = run.export()
         print(f"Exported step {saved.step} to {folder}")
         losses = saved.history[-1]["losses"] if saved.history else {}

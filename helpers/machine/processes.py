@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..errors import refused
 
-ANSWER = timedelta(hours=2)  # the slowest machine may still prepare its faces
+ANSWER = timedelta(days=1)  # one may still prepare its faces, or restore the longest video
 Result = TypeVar("Result")
 
 
@@ -137,7 +137,7 @@ class _Launched(Processes):
         except RuntimeError as error:
             raise RuntimeError(f"process {self.rank} of {self.ranks}: expected an answer of the "
                                "others, got none: one of them has ended, and said why "
-                               f"({str(error).splitlines()[0]:.200})") from error
+                               f"({str(error).split('. ')[0]:.200})") from error
 
 
 ALONE = Processes()

@@ -27,6 +27,7 @@ class Bar(tqdm):
         options: tqdm's own.
     """
 
+    initial = 0  # tqdm gives a bar that is not shown none
     monitor_interval = 0  # no thread that displays on its own: notebooks lose what it shows
 
     def __init__(self, iterable: Iterable | None = None, **options: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import ZipFile
+from zlib import crc32
 
 from ..checkpoints import trained_digest
 from ..machine import Bar, Stopped, StopRequests
@@ -70,7 +72,7 @@ def restore_all(model: SplatEnhancer, inputs: Iterable[Input],
         inputs: from `find`.
         settings: how; None for the defaults.
         output: gets the results, in the tree of the inputs; None: they lie beside the inputs.
-        share: this process's number, and how many there are.
+        share: this process's number, and how many there are; a file's own place says whose it is.
         total: how many inputs, for the time left.
         progress: makes a bar as `tqdm` does; None shows nothing.
 
@@ -87,11 +89,11 @@ def restore_all(model: SplatEnhancer, inputs: Iterable[Input],
     weights = _weights(model)  # before the merge, which changes the frozen ones
     by = {name: made_by(weights, {f: getattr(settings, f) for f in kind.fields})
           for name, kind in KINDS.items()}
-    inputs = itertools.islice(inputs, number, None, of)
+    inputs = (one for one in inputs if _owner(one, of) == number)
     first = list(itertools.islice(inputs, 2))
     many = len(first) > 1 or any(one.kind != "picture" for one in first)
     with (StopRequests() as stop, model.merged() if many else nullcontext(),
-          progress(total=total and -(-(total - number) // of), desc="Restoring", unit="file")
+          progress(total=total and -(-total // of), desc="Restoring", unit="file")
           if progress else nullcontext() as bar):
         for done, one in enumerate(itertools.chain(first, inputs), start=1):
             report = Report(one.path.name, stop, progress)
@@ -117,6 +119,11 @@ def zipped(outcomes: Iterable[Outcome], path: Path) -> Iterator[Outcome]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _owner(one: Input, of: int) -> int:
+    """Which of several processes restores a file, whatever else each of them finds and when."""
+    return crc32(os.fsencode(one.relative)) % of
 
 
 def _outcome(model: SplatEnhancer, one: Input, settings: RestoreConfig, output: Path | None,

@@ -173,6 +173,8 @@ def _session(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerL
         refuse_unfit(config, model=model, faces=faces, loss=loss, sources=sources, folder=folder,
                      seeded=not trainer.history)
         _refuse_unequal(trainer, team)
+        if team.any(model.lean_memory):
+            model.use_lean_memory()  # all or none: they run out of memory together
         autosave = Autosave(trainer, folder, publisher, claimed)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()  # what came before is not training's
