@@ -1,18 +1,18 @@
 """What several real processes do, and how a test starts them; without a GPU they talk over gloo.
 
-`accelerate launch -m tests.launched PLAN FOLDER` runs one of the plans below in each process.
+`accelerate launch -m tests.launched FOLDER` runs `together` in each process.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
 
+import psutil
 import torch
 
 from helpers.checkpoints import trained_digest
@@ -31,9 +31,9 @@ TOGETHER = {
     "whole": (FOUR, 6),
     "begun": (FOUR, 3),  # goes on with one process
     "ended": (FOUR, 6),  # was begun by one process
-    "uneven": ({"optim.batch": 3, "optim.accumulate": 2, "optim.steps": 3}, 3),
+    # One process has no room for its second batch, which is smaller than the other's
+    "uneven": ({"optim.batch": 3, "optim.accumulate": 2, "optim.steps": 2}, 2),
     "half": ({"optim.batch": 2, "loss.l1": 1.0, "optim.steps": 4}, 4),  # one's is not finite once
-    "full": (FOUR | {"optim.steps": 3}, 3),  # one process has no room for a step
 }
 DTYPES = {"half": torch.float16}
 
@@ -59,19 +59,38 @@ class Failing:
         return {name: value * float("inf") for name, value in terms.items()} if failing else terms
 
 
-def launch(*command: str, ranks: int = 2, timeout_s: float = 300,
-           **options) -> subprocess.CompletedProcess:
-    """Start a module of ours on some processes, and wait for their end."""
-    return subprocess.run(
+def start(*command: str, ranks: int = 2) -> subprocess.Popen:
+    """Start a module of ours on some processes."""
+    return subprocess.Popen(
         [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu",
          "--num_processes", str(ranks), "--num_machines", "1", "--mixed_precision", "no",
          "--dynamo_backend", "no", "--main_process_port", "0", "-m", *command],
-        cwd=ROOT, capture_output=True, encoding="utf-8", timeout=timeout_s,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | options)
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
+
+
+def finish(launched: subprocess.Popen, timeout_s: float = 300) -> tuple[int, str, str]:
+    """Wait for the end of what was started: exit code, output, errors."""
+    try:
+        said = launched.communicate(timeout=timeout_s)
+    finally:
+        for process in (*workers(launched), launched):
+            process.kill()
+    return launched.returncode, *said
+
+
+def workers(launched: subprocess.Popen) -> list[psutil.Process]:
+    """The processes that the launcher has started, in order of their numbers."""
+    try:
+        found = psutil.Process(launched.pid).children()
+        return sorted((one for one in found if "RANK" in one.environ()),
+                      key=lambda one: int(one.environ()["RANK"]))
+    except psutil.Error:
+        return []
 
 
 def tiny(name: str) -> tuple[Config, torch.dtype, int]:
-    """The config of a plan's part, the dtype of its model, and its steps."""
+    """The config of a part, the dtype of its model, and its steps."""
     changes, steps = TOGETHER[name]
     return preset("demo").with_(TINY | changes), DTYPES.get(name, torch.float32), steps
 
@@ -84,12 +103,12 @@ def build(config: Config, dtype: torch.dtype = torch.float32) -> tuple[SplatEnha
 
 
 def together(folder: Path) -> None:
-    """Train everything in TOGETHER, and note what each process holds in the end."""
+    """Train everything in TOGETHER, note what each process holds; in the end one fails."""
     for name in TOGETHER:
         config, dtype, steps = tiny(name)
         model, loss = build(config, dtype)
-        if name == "full":
-            loss = Failing(loss, 1, 2, torch.OutOfMemoryError("CUDA out of memory"))
+        if name == "uneven":
+            loss = Failing(loss, 0, 2, torch.OutOfMemoryError("CUDA out of memory"))
         if name == "half":
             loss = Failing(loss, 1, 2)
         faces = prepare(config.data, folder / "data", progress=None)
@@ -97,25 +116,11 @@ def together(folder: Path) -> None:
         note(folder / name, {"digest": trained_digest(model.trained_state()),
                              "losses": [record.losses for record in records],
                              "lean": model.lean_memory})
-
-
-def parting(folder: Path) -> None:
-    """One process is asked to stop, and all do; gone on, one fails, and all end."""
-    config = preset("demo").with_(TINY | FOUR | {"optim.steps": 1000,
-                                                 "run.save_every_steps": 1000})
+    config = tiny("whole")[0].with_({"optim.steps": 99, "run.save_every_steps": 99})
     model, loss = build(config)
-    faces = prepare(config.data, folder / "data", progress=None)
-    seen = 0
-    try:
-        for record in train(config, model, faces, loss, folder=folder / "run"):
-            seen = record.step
-            if seen == 2 and processes().rank == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-    except KeyboardInterrupt as stopped:
-        note(folder / "run", {"seen": seen, "stopped": str(stopped)})
     failing = Failing(loss, 1, 3, ArithmeticError("a fault of this process"))
-    for record in train(config, model, faces, failing, folder=folder / "run"):
-        note(folder / "run", {"reached": record.step})
+    for record in train(config, model, faces, failing, folder=folder / "failed"):
+        note(folder / "failed", {"reached": record.step})
 
 
 def note(folder: Path, found: dict) -> None:
@@ -131,4 +136,4 @@ def noted(folder: Path, rank: int) -> Path:
 
 
 if __name__ == "__main__":
-    {"together": together, "parting": parting}[sys.argv[1]](Path(sys.argv[2]))
+    together(Path(sys.argv[1]))

@@ -1,9 +1,11 @@
 """What grows with the number of files: start-up, time and memory, of few and of ten times as many.
 
     python -m tests.measure_scale               # 500 and 5,000 photographs, 2,000 and 20,000 files
+    python -m tests.measure_scale 3000 10000 --json
 
-Each row is measured in a process of its own. The pictures are tiny, so that what counts is what
-each file costs besides its pixels; all of them differ, for photographs are known by their pixels.
+Each row is measured in a process of its own, a fork of one that has imported everything. The
+pictures are tiny, so that what counts is what each file costs besides its pixels; all of them
+differ, for photographs are known by their pixels. Linux and macOS only.
 """
 
 from __future__ import annotations
@@ -11,18 +13,19 @@ from __future__ import annotations
 import json
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import torch
 from PIL import Image
 
 from helpers.config import DataConfig, PairsConfig
-from helpers.machine import ROOT
+from helpers.faces import Faces, draw_batch, prepare
+from helpers.pairs import OwnPairs, prepare_own
+from helpers.restoring import find
 
 SIDE_PX, HELD_OUT = 64, 10
 PHOTOGRAPHS, FILES, TIMES = 500, 2_000, 10
@@ -55,34 +58,24 @@ def write_files(folder: Path, count: int) -> None:
         path.hardlink_to(folder / "one.png")
 
 
-def open_faces(folder: Path, count: int) -> Any:
+def open_faces(folder: Path, count: int) -> Faces:
     """Prepare a folder's faces, or open what was prepared; regions are not looked for."""
-    from helpers.faces import prepare
-
     config = DataConfig(source=str(folder / "photos"), size_px=SIDE_PX,
                         train_images=count - HELD_OUT, test_images=HELD_OUT)
     return prepare(config, folder / "data", progress=None,
                    parse=lambda images: images[:, 0].mul(0).byte())
 
 
-def open_own(folder: Path, faces: Any) -> Any:
+def open_own(folder: Path, faces: Faces) -> OwnPairs:
     """Read one's own pairs, or open what was read."""
-    from helpers.pairs import prepare_own
-
     return prepare_own(PairsConfig(own=str(folder / "pairs"), own_share=1.0), SIDE_PX,
                        folder / "data", progress=None, faces=faces)
 
 
 def until_first(what: str, folder: Path, count: int) -> Iterator[None]:
     """Do it up to the first thing that is wanted, and then the rest, if there is one."""
-    import torch
-
-    from helpers.faces import draw_batch
-
     if what == "find":
-        from helpers.restoring import find
-        found = find(folder / "tree", say=None)
-        yield from (None for _ in found)
+        yield from (None for _ in find(folder / "tree", say=None))
         return
     faces = open_faces(folder, count)
     if what == "faces":
@@ -94,8 +87,6 @@ def until_first(what: str, folder: Path, count: int) -> Iterator[None]:
 
 def measure(what: str, folder: Path, count: int) -> dict[str, float]:
     """Seconds until the first thing, in all and of a core; the peak of this process in MiB."""
-    import helpers.pairs  # noqa: F401  (its time is nobody's)
-
     before, started, worked = peak_mib(), time.perf_counter(), time.process_time()
     steps = until_first(what, folder, count)
     next(steps)
@@ -112,12 +103,20 @@ def peak_mib() -> float:
 
 def measured(what: str, folder: Path, count: int) -> dict[str, float]:
     """`measure` in a process of its own."""
-    done = subprocess.run([sys.executable, "-m", "tests.measure_scale", what, str(folder),
-                           str(count)], cwd=ROOT, capture_output=True, encoding="utf-8",
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
-    return json.loads(done.stdout.splitlines()[-1])
+    read, write = os.pipe()
+    if not (process := os.fork()):
+        status = 1
+        try:
+            os.write(write, json.dumps(measure(what, folder, count)).encode())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(write)
+    with open(read, "rb") as pipe:  # noqa: PTH123  (no path)
+        said = pipe.read()
+    if os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]):
+        raise RuntimeError(f"{what} of {count} in {folder}: expected a measurement, got an error")
+    return json.loads(said) | {"count": count}
 
 
 def grown(folder: Path, few: int, times: int = TIMES) -> dict[str, list[dict[str, float]]]:
@@ -128,7 +127,7 @@ def grown(folder: Path, few: int, times: int = TIMES) -> dict[str, list[dict[str
         write_photographs(place, count)
         for name, what in (("prepare faces", "faces"), ("open faces", "faces"),
                            ("prepare own pairs", "own"), ("open own pairs", "own")):
-            rows.setdefault(name, []).append(measured(what, place, count) | {"count": count})
+            rows.setdefault(name, []).append(measured(what, place, count))
     return rows
 
 
@@ -137,7 +136,7 @@ def grown_tree(folder: Path, few: int, times: int = TIMES) -> dict[str, list[dic
     rows: dict[str, list[dict[str, float]]] = {"find files": []}
     for count in (few, times * few):
         write_files(folder / str(count) / "tree", count)
-        rows["find files"].append(measured("find", folder / str(count), count) | {"count": count})
+        rows["find files"].append(measured("find", folder / str(count), count))
     return rows
 
 
@@ -153,20 +152,20 @@ def table(rows: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(photographs: int = PHOTOGRAPHS, files: int = FILES, *, as_json: bool = False) -> None:
     """Print the table."""
+    torch.set_num_threads(1)  # a fork has none of the threads of its parent
     with tempfile.TemporaryDirectory() as name:
-        rows = grown(Path(name) / "faces", PHOTOGRAPHS)
-        rows |= grown_tree(Path(name) / "trees", FILES)
-    print(table(rows))
+        rows = grown(Path(name) / "faces", photographs)
+        rows |= grown_tree(Path(name) / "trees", files)
+    print(json.dumps(rows) if as_json else table(rows))
     few, many = (row["all_s"] for row in rows["prepare faces"])
-    slope = (many - few) / ((TIMES - 1) * PHOTOGRAPHS)
-    print(f"\n30,000 photographs of this size would be prepared in {few + slope * 29_500:.0f} s.")
+    slope = (many - few) / ((TIMES - 1) * photographs)
+    if not as_json:
+        whole_s = few + slope * (30_000 - photographs)
+        print(f"\nBy these, 30,000 photographs take {whole_s:.0f} s to prepare, besides the "
+              "reading of their own pixels.")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        what, place, number = sys.argv[1:]
-        print(json.dumps(measure(what, Path(place), int(number))))
-    else:
-        main()
+    main(*map(int, sys.argv[1:3]), as_json="--json" in sys.argv)

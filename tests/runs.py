@@ -53,9 +53,9 @@ def saved_step(*folders: Path) -> int | None:
     return found and found.step
 
 
-def wait_for(reached: Callable[[], object]) -> None:
-    """For another thread or process; 20 seconds at most."""
-    until = time.monotonic() + 20
+def wait_for(reached: Callable[[], object], longest_s: float = 20) -> None:
+    """For another thread or process."""
+    until = time.monotonic() + longest_s
     while not reached() and time.monotonic() < until:
         time.sleep(0.01)
     assert reached()

@@ -63,7 +63,7 @@ class Command:
             if self.debug:
                 raise
             found, code = {"error": str(error) or type(error).__name__}, FAILED
-        if "error" in found:
+        if "error" in found and (first or code == FAILED):
             print(f"{prog}: {'error: ' if code == FAILED else ''}{found['error']}", file=sys.stderr)
         if self.json and first:
             print(json.dumps({"exit_code": code} | found, default=str), file=out)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from helpers import checkpoints
+from helpers.commands import main
+from helpers.commands.command import STOPPED
 from helpers.config import preset
 from helpers.model import SplatEnhancer, export
 from helpers.restoring.inputs import find
 from helpers.restoring.many import _owner
 from tests.commands.test_runs import FLAGS
-from tests.launched import launch
-from tests.runs import PROMPT, TINY
+from tests.launched import finish, start, workers
+from tests.runs import PROMPT, TINY, saved_step, wait_for
 
-COUNT = 17
+COUNT, LONG_S = 17, 200
 
 
 @pytest.fixture(scope="module")
@@ -35,33 +36,30 @@ def folder(tmp_path_factory):
     return folder
 
 
-def enhance(folder, *more):
-    done = launch("helpers", "enhance", str(folder / "renders"), "--model",
-                  str(folder / "enhancer"), "--json", *more)
-    return json.loads(done.stdout), done
+def enhance(folder):
+    return start("helpers", "enhance", str(folder / "renders"), "--model",
+                 str(folder / "enhancer"), "--json")
 
 
 def results(folder):
-    return {path: path.stat().st_mtime_ns for path in (folder / "renders").rglob("*_restored.png")}
+    return {str(path): path.stat().st_mtime_ns
+            for path in (folder / "renders").rglob("*_restored.png")}
 
 
-def test_two_processes_restore_each_file_once_and_go_on(folder):
-    said, done = enhance(folder)
-    assert (said["restored"], said["skipped"], said["failed"]) == (COUNT, 0, 1), done.stderr
-    assert said["exit_code"] == 1 and done.returncode != 0 and done.stdout.count("\n") == 1
-    assert [*said["errors"]] == [str(folder / "renders" / "0" / "broken.png")]
-    made = results(folder)
-    assert len(made) == COUNT and {str(path) for path in made} == {*said["results"]}
-    lost = [path for path in made if path.parent.name == "1"]
-    for path in lost:
-        path.unlink()
-    (folder / "renders" / "0" / "broken.png").unlink()
-    said, done = enhance(folder)
-    assert (said["restored"], said["skipped"]) == (len(lost), COUNT - len(lost))
-    assert said["exit_code"] == done.returncode == 0
-    kept = results(folder)
-    assert kept.keys() == made.keys()
-    assert all(kept[path] == time for path, time in made.items() if path not in lost)
+def test_two_processes_restore_each_file_once_and_go_on_after_a_kill(folder):
+    killed = enhance(folder)
+    wait_for(lambda: len(results(folder)) > 2, LONG_S)
+    workers(killed)[1].kill()
+    assert finish(killed)[0] != 0
+    before = results(folder)
+    code, said, errors = finish(enhance(folder))
+    found, made = json.loads(said), results(folder)
+    assert said.count("\n") == 1, errors  # the first process speaks for both
+    assert len(made) == COUNT and {*found["results"]} == {*made}
+    assert all(made[path] == time for path, time in before.items())  # nothing was made again
+    assert (found["restored"], found["skipped"]) == (COUNT - len(before), len(before))
+    assert [*found["errors"]] == [str(folder / "renders" / "0" / "broken.png")]
+    assert found["failed"] == found["exit_code"] == 1 and code != 0
 
 
 def test_both_have_a_share_and_it_follows_from_a_file_alone(folder):
@@ -73,12 +71,18 @@ def test_both_have_a_share_and_it_follows_from_a_file_alone(folder):
     assert all(_owner(one, 2) == alone[one.path] for one in fewer)
 
 
-def test_two_processes_train_and_the_first_exports(tmp_path):
-    done = launch("helpers", "train", *FLAGS, "--batch_size", "2", "--max_train_steps", "2",
-                  "--output_dir", str(tmp_path), "--json")
-    assert done.returncode == 0, done.stderr[-3000:]
-    said = json.loads(done.stdout)
-    saved, _ = checkpoints.newest([Path(said["checkpoints"])])
-    assert saved.step == said["step"] == 2 and saved.history[-1]["losses"] == said["losses"]
-    assert Path(said["export"]).is_dir() and done.stderr.count("Exported step 2") == 1
-    assert done.stderr.count("preset 'demo'") == 1  # the other says nothing
+def test_all_stop_after_the_step_in_which_one_is_asked_to_and_one_process_goes_on(tmp_path):
+    flags = [*FLAGS, "--batch_size", "2", "--output_dir", str(tmp_path), "--json"]
+    run = tmp_path / "runs" / "demo"
+    launched = start("helpers", "train", *flags, "--max_train_steps", "500")
+    wait_for(lambda: (saved_step(run) or 0) > 1, LONG_S)
+    workers(launched)[1].terminate()
+    code, said, errors = finish(launched)
+    reached = saved_step(run)
+    assert f"Stopped after step {reached} and saved in {run}" in errors and code != 0
+    assert json.loads(said)["exit_code"] == STOPPED
+    assert errors.count("Stopped after") == errors.count("preset 'demo'") == 1  # the first speaks
+    assert main(["train", *flags, "--max_train_steps", str(reached + 1)]) == 0
+    saved, _ = checkpoints.newest([run])
+    assert [record["step"] for record in saved.history] == [*range(1, reached + 2)]
+    assert len(saved.notes) == 1 and (tmp_path / "results" / "demo" / "enhancer").is_dir()
