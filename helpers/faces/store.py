@@ -20,6 +20,7 @@ from .sources import picture_print
 from .stream import Place, Row
 
 GROUP = 4  # faces that are parsed and kept together: an interruption costs fewer than these
+SEALED = 16  # groups that stand together in a store: who reads all keys reads few other bytes
 ROWS = "data-00000-of-00001.arrow"  # as `datasets` names them
 CONTENTS = "prepared.json"  # what was left out, and the SHA-256 of every other file of a store
 TOLD = ("skipped", "labels", "small")  # of a source; older stores have the first only
@@ -109,9 +110,10 @@ class PartialStore:
             faces.mkdir()
             with pa.OSFile(str(faces / ROWS), "wb") as file, \
                     pa.ipc.new_stream(file, self.schema) as stream:
-                for path in self.groups:
-                    for batch in pa.ipc.open_stream(path.read_bytes()):
-                        stream.write_batch(batch.replace_schema_metadata(None))
+                for at in range(0, len(self.groups), SEALED):
+                    some = [pa.ipc.open_stream(path.read_bytes()).read_all()
+                            .replace_schema_metadata(None) for path in self.groups[at:at + SEALED]]
+                    stream.write_table(pa.concat_tables(some).combine_chunks())
             told = {name: getattr(self.place, name) for name in TOLD}
             contents = told | {"sha256": list_digests(faces),
                                "prints": {key: known for known, key in self.place.prints.items()}}

@@ -30,7 +30,6 @@ from ..faces import (
     open_rows,
     own_file,
     picture_print,
-    print_of,
     read_column,
     read_contents,
     read_image,
@@ -45,8 +44,8 @@ from ..storage import keep, make_once, own_path
 from .pair import pick
 
 SIDES = ("renders", "photos")
-COLUMNS = ("degraded", "clean")  # of the Arrow folder, beside the pair's name
-FORMAT = 1  # raised whenever what stands in the Arrow folder becomes another
+COLUMNS = ("degraded", "clean", "photo")  # of the Arrow folder, beside the pair's name
+FORMAT = 2  # raised whenever what stands in the Arrow folder becomes another
 
 Files = dict[str, tuple[Path, Path]]  # name → render and photograph
 
@@ -79,14 +78,12 @@ class OwnPairs:
         self.skipped, self.small = told.skipped, told.small
         self.rows = open_rows(store)
         keys = list(read_column(self.rows, "key"))
-        self.photos = photos = [hashlib.sha256(png).hexdigest()
-                                for png in read_column(self.rows, "clean")]
+        self.photos = photos = [photo.decode() for photo in read_column(self.rows, "photo")]
         held = _held_out(set(photos), held_out_share)
         if trained or tested:
-            known, row_of = read_prints(store), {photo: i for i, photo in enumerate(photos)}
-            prints = {photos[i]: known[key] for i, key in enumerate(keys) if key in known}
-            prints |= {photo: print_of(self.rows[i]["clean"])  # older stores know none
-                       for photo, i in row_of.items() if photo not in prints}
+            known = read_prints(store)  # equal pictures are known once
+            prints = {photo: known[key]
+                      for photo, key in zip(photos, keys, strict=True) if key in known}
             held = {photo for photo, known in prints.items()
                     if known in tested or (photo in held and known not in trained)}
             if not 0 < len(held) < len(prints):
@@ -234,8 +231,9 @@ def _read(files: Files, partial: PartialStore, size_px: int,
         note_size(photo, size_px, partial.place)
         clean = square(photo, size_px)
         partial.place.prints.setdefault(picture_print(clean), name)
-        yield {"key": name, "degraded": to_png(square(render, size_px)), "clean": to_png(clean),
-               "split": "own"}
+        photo = hashlib.sha256(png := to_png(clean)).hexdigest().encode()
+        yield {"key": name, "degraded": to_png(square(render, size_px)), "clean": png,
+               "photo": photo, "split": "own"}
 
 
 def _open(path: Path) -> Image.Image:
