@@ -1,6 +1,6 @@
 """What grows with the number of files: start-up, time and memory, of few and of ten times as many.
 
-    python -m tests.measure_scale               # 500 and 5,000 photographs, 2,000 and 20,000 files
+    python -m tests.measure_scale           # 500 and 5,000 photographs, 10,000 and 100,000 files
     python -m tests.measure_scale 3000 10000 --json
 
 Each row is measured in a process of its own, a fork of one that has imported everything. The
@@ -30,7 +30,7 @@ from helpers.pairs import OwnPairs, prepare_own
 from helpers.restoring import find
 
 SIDE_PX, HELD_OUT = 64, 10
-PHOTOGRAPHS, FILES, TIMES = 500, 2_000, 10
+PHOTOGRAPHS, FILES, TIMES = 500, 10_000, 10
 MIB = 1024  # ru_maxrss counts in KiB
 
 
@@ -52,13 +52,14 @@ def write_photographs(folder: Path, count: int) -> None:
 
 
 def write_files(folder: Path, count: int) -> None:
-    """A tree of files to restore, each a link to one picture: a hundred to a folder."""
-    folder.mkdir(parents=True)
-    picture(0).save(folder / "one.png")
-    for number in range(1, count):
-        path = folder / f"{number // 100:04d}" / f"{number:06d}.png"
-        path.parent.mkdir(exist_ok=True)
-        path.hardlink_to(folder / "one.png")
+    """A tree of files to restore: folders of a hundred, all links to the first."""
+    for start in range(0, count, 100):
+        first, *others = (folder / f"{start // 100:04d}" / f"{number:06d}.png"
+                          for number in range(start, min(start + 100, count)))
+        first.parent.mkdir(parents=True)
+        picture(start).save(first)
+        for path in others:
+            path.hardlink_to(first)
 
 
 def open_faces(folder: Path, count: int) -> Faces:

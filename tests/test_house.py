@@ -74,7 +74,7 @@ def test_within_a_room_nothing_imports_in_a_circle():
 @pytest.mark.parametrize(("package", "owners"), [
     ("google", {"machine"}), ("IPython", {"machine", "views"}), ("ipywidgets", {"views"}),
     ("matplotlib", {"views"}), ("nbclient", {"commands"}), ("tyro", {"commands"}),
-    ("pickle", set())])
+    ("pickle", set()), ("accelerate", {"machine"})])
 def test_some_packages_are_known_to_one_room_only(package, owners):
     assert {room_of(path) for path in MODULES
             if any(p.split(".")[0] == package for p in imported(path)[2])} == owners

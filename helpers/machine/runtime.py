@@ -110,11 +110,11 @@ def _device() -> torch.device:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     for kind in (kind for kind, found in there.items() if found):
         try:
-            total = torch.ones(8, device=kind).sum().item()
+            total = torch.ones(8, device=(own := _own(kind))).sum().item()
         except RuntimeError as error:  # a GPU too old for this torch, or a broken driver
             total = error
         if total == 8:
-            return _own(kind)
+            return own
         print(f"There is a GPU ({kind}), but it does not work (1 + … + 1 = 8 gave {total}): "
               "it is not used.")
     return torch.device("cpu")
@@ -122,11 +122,11 @@ def _device() -> torch.device:
 
 def _own(kind: str) -> torch.device:
     """Of the GPUs of a machine this process's, where several were launched."""
-    local, several = place_in_launch()[2], place_in_launch()[1] > 1
-    if kind != "cuda" or not several:
+    _, ranks, local = place_in_launch()
+    if kind != "cuda" or ranks == 1:
         return torch.device(kind)
-    torch.cuda.set_device(own := torch.device(kind, local % torch.cuda.device_count()))
-    return own
+    torch.cuda.set_device(local)  # for what says "cuda" and no more
+    return torch.device(kind, local)
 
 
 def _dtype(device: torch.device) -> torch.dtype:

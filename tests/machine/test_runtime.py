@@ -47,20 +47,33 @@ def test_device_is_the_fastest_one_that_can_add(monkeypatch, capsys):
     real_ones = torch.ones
     def choose(cuda, mps):
         def ones(count, device):
-            answer = {"cuda": cuda, "mps": mps}[device]
+            answer = {"cuda": cuda, "mps": mps}[device.type]
             if answer is None:
                 raise RuntimeError("no kernel image")
             return real_ones(count) * answer
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda != "absent")
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps != "absent")
         monkeypatch.setattr(torch, "ones", ones)
-        return runtime._device().type, capsys.readouterr().out
+        found = runtime._device()
+        return str(found), capsys.readouterr().out
     assert choose(1, 1) == ("cuda", "") and choose("absent", 1) == ("mps", "")
     assert choose("absent", "absent") == ("cpu", "")
     chosen, told = choose(None, 1)
     assert chosen == "mps" and "(cuda)" in told and "no kernel image" in told
     chosen, told = choose("absent", 0)  # an MPS that answers, wrongly
     assert chosen == "cpu" and "(mps)" in told and "gave 0.0" in told
+
+
+def test_a_launched_process_has_the_gpu_of_its_number(monkeypatch):
+    real_ones, asked = torch.ones, []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", asked.append)
+    monkeypatch.setattr(torch, "ones", lambda count, device: real_ones(count))
+    for name, number in (("RANK", 3), ("WORLD_SIZE", 4), ("LOCAL_RANK", 1)):
+        monkeypatch.setenv(name, str(number))
+    assert str(runtime._device()) == "cuda:1" and asked == [1]
+    monkeypatch.setenv("WORLD_SIZE", "1")  # one alone has what torch gives it
+    assert str(runtime._device()) == "cuda" and asked == [1]
 
 
 @pytest.mark.parametrize(("requested", "gpu_gib", "name", "why"), [
