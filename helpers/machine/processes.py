@@ -95,7 +95,7 @@ class _Launched(Processes):
         if not self.first:
             from huggingface_hub.utils import disable_progress_bars
             disable_progress_bars()
-            sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  (until this process ends)
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  (until this process ends)
 
     def any(self, flag: bool) -> bool:
         found = torch.tensor(float(flag))
