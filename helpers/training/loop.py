@@ -145,10 +145,10 @@ def add_gradients(trainer: Trainer, loss: EnhancerLoss, drawn: Sequence[Drawn],
         The losses by term, the mean of all batches; of several processes, this one's part of it.
     """
     config, model = trainer.config, trainer.model
-    rows = team.rows(config.optim.batch)
-    part = (rows.stop - rows.start) / config.optim.batch
     device, terms = next(model.parameters()).device, Counter()
     for number, batch in enumerate(drawn, start=trainer.step * len(drawn)):
+        rows = team.rows(whole := len(batch[2]))
+        part = (rows.stop - rows.start) / whole
         clean, degraded, skip_mask = training_batch(config, batch, device, sources, rows)
         repair = model(degraded, skip_mask, parts=True)
         losses = loss(repair.decoded, clean, choice=repair.choice(degraded),
