@@ -34,9 +34,10 @@ class Processes:
     Attributes:
         rank: number of this process; 0, the first, alone prints and writes.
         ranks: how many there are.
+        orphaned: the launcher is gone, and with it whoever could stop this process.
     """
 
-    rank, ranks = 0, 1
+    rank, ranks, orphaned = 0, 1, False
 
     @property
     def first(self) -> bool:
@@ -90,12 +91,17 @@ class _Launched(Processes):
         state = PartialState(cpu=not gpus)
         self.torch = distributed
         self.rank, self.ranks = state.process_index, state.num_processes
+        self.launcher = os.getppid()
         self.leads_machine = state.local_process_index == 0
         self.words = distributed.new_group(backend="gloo", timeout=ANSWER)
         if not self.first:
             from huggingface_hub.utils import disable_progress_bars
             disable_progress_bars()
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  (until this process ends)
+
+    @property
+    def orphaned(self) -> bool:
+        return os.getppid() != self.launcher
 
     def any(self, flag: bool) -> bool:
         found = torch.tensor(float(flag))

@@ -108,7 +108,7 @@ def train(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerLoss
     device, optim, team = next(model.parameters()).device, config.optim, processes()
     with _session(config, model, faces, loss, folder, drive, sources or {}, team) as (
             trainer, batches, autosave, stop):
-        while trainer.step < optim.steps and not team.any(stop.asked):
+        while trainer.step < optim.steps and not team.any(stop.asked or team.orphaned):
             autosave.before_step()
             started = time.perf_counter()
             rate = learning_rate_at(trainer.step + 1, optim)
@@ -186,7 +186,7 @@ def _session(config: Config, model: SplatEnhancer, faces: Faces, loss: EnhancerL
                 yield trainer, batches, autosave, stop
             finally:
                 autosave.finish()
-        if team.any(stop.asked):
+        if team.any(stop.asked or team.orphaned):
             raise Stopped(f"Stopped after step {trainer.step} and saved in {folder}. "
                           "Run the same again to go on.")
 

@@ -10,8 +10,9 @@ import torch
 
 from helpers import checkpoints
 from helpers.faces import draw_batch, prepare
-from helpers.machine import ALONE, processes
+from helpers.machine import ALONE, Stopped, processes
 from helpers.machine.processes import Processes
+from helpers.training import loop
 from helpers.training.loop import training_batch
 from tests.launched import TOGETHER, Failing, build, finish, noted, start, tiny
 from tests.runs import WALL_CLOCK, run, saved_step
@@ -118,6 +119,18 @@ def test_rows_of_a_batch_are_those_of_the_whole_batch(config, faces):
         assert len(part[0]) == rows.stop - rows.start and torch.equal(part[2], whole[2])
         for mine, theirs in zip(training_batch(own, part, "cpu", rows=rows), pairs, strict=True):
             assert torch.equal(mine, theirs[rows])
+
+
+def test_a_run_whose_launcher_is_gone_stops_and_is_saved(config, faces, tmp_path, monkeypatch):
+    team = Processes()
+    monkeypatch.setattr(loop, "processes", lambda: team)
+    model, loss = build(config)
+    steps = loop.train(config, model, faces, loss, folder=tmp_path)
+    assert next(steps).step == 1
+    team.orphaned = True
+    with pytest.raises(Stopped, match="Stopped after step 1 and saved"):
+        next(steps)
+    assert saved_step(tmp_path) == 1
 
 
 def test_one_process_needs_no_team(monkeypatch):
