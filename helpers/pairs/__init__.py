@@ -6,7 +6,7 @@ stopped early; *rendered* heads are fitted by few 3D Gaussians from few views an
 sample's seed. Read `mix.py` first.
 """
 
-from .fits import HEAD_SETS, Fit, load_fits, read_fits, write_fits
+from .fits import HEAD_SETS, Fit, load_fits, read_fits, to_scene, write_fits, write_head
 from .fitted import FittedPairs, prepare_fitted
 from .mix import (
     Sources,

@@ -1,4 +1,7 @@
-"""Fitted heads on disk: many in one sealed file, 26 bytes a Gaussian, and those that we ship."""
+"""Fitted heads on disk: many in one sealed file, 26 bytes a Gaussian, and those that we ship.
+
+Any of them can be written as the `.ply` that other tools for Gaussian splats read.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from torch import Tensor
 
 from ..config import ASSETS
 from ..errors import refused
+from ..splats import BASE, FIRST, Scene, write_ply
 from ..storage import DamagedFile, damage_named, read_sealed, write_sealed
 from .recipes import Recipe
 from .reconstruct import Values
@@ -84,6 +88,39 @@ def read_fits(path: Path) -> list[Fit]:
         split = {name: value.split(counts) for name, value in tensors.items()}
         return [Fit(recipe, _unpack({name: parts[n] for name, parts in split.items()}, ranges[n]))
                 for n, recipe in enumerate(recipes)]
+
+
+def write_head(path: Path, identity: int) -> Path:
+    """Write a shipped head as 3D Gaussian Splatting writes a scene, to be opened anywhere.
+
+    It faces along −z with y downwards, as scenes from COLMAP's cameras do.
+
+    Args:
+        path: the `.ply` file.
+        identity: one of those in HEAD_SETS.
+
+    Raises:
+        ValueError: no such head is shipped.
+        DamagedFile: the shipped fits are missing or not as they were written.
+        OSError: it could not be written.
+    """
+    for name, identities in HEAD_SETS.items():
+        if identity in identities:
+            fit = load_fits(name)[identities.index(identity)]
+            return write_ply(path, to_scene(fit.values))
+    known = ", ".join(f"{own[0]} to {own[-1]}" for own in HEAD_SETS.values())
+    raise refused("identity of a head", f"one of {known}", identity, "pick one of them")
+
+
+def to_scene(values: Values) -> Scene:
+    """A fit as a scene of degree 1, turned by half a turn about x: y points downwards."""
+    half_turn = torch.tensor([1.0, -1.0, -1.0])
+    x, y, z = (values["slopes"] * half_turn).unbind(2)  # each (N, 3 colours)
+    harmonics = [(values["colors"] - 0.5) / BASE, -y / FIRST, z / FIRST, -x / FIRST]
+    real, i, j, k = values["turns"].unbind(1)
+    return Scene(values["means"] * half_turn, values["lengths"],
+                 torch.stack([-i, real, -k, j], 1), values["opacities"],
+                 torch.stack(harmonics, 1))
 
 
 def _pack(values: Values) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from ..errors import refused
 from ..faces import Cloud, Head, look_at_head, studio_wall
-from ..splats import Camera, Draws, project, rasterise
+from ..splats import Camera, Draws, project, rasterise, rotations
 from .recipes import FEWEST_GAUSSIANS, Recipe
 
 # Per step of Adam: mostly above those of Kerbl et al., for so few steps; head units
@@ -90,15 +90,6 @@ def fitted_backdrop(recipe: Recipe, view: int, size_px: int) -> Tensor:
         return colour[:, None, None].expand(3, size_px, size_px)
     other = view % CHANGING if recipe.backdrop == "changing" else 0
     return studio_wall(CHANGING * recipe.identity + other, size_px)
-
-
-def rotations(turns: Tensor) -> Tensor:
-    """Quaternions (N, 4), of any length, to rotation matrices (N, 3, 3)."""
-    w, x, y, z = normalize(turns, dim=1).unbind(1)
-    rows = [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
-            2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
-            2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]
-    return torch.stack(rows, 1).unflatten(1, (3, 3))
 
 
 class _Studio:

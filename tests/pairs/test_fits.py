@@ -10,9 +10,11 @@ import torch
 from helpers.config import DataConfig
 from helpers.faces.sources import FIRST_TEST_AVATAR
 from helpers.pairs import fits
-from helpers.pairs.fits import HEAD_SETS, HEADS, Fit, load_fits, read_fits, write_fits
+from helpers.pairs.fits import HEAD_SETS, HEADS, Fit, load_fits, read_fits, write_fits, write_head
 from helpers.pairs.recipes import draw_recipe
+from helpers.pairs.reconstruct import render
 from helpers.pairs.rendered import render_pair
+from helpers.splats import draw, orbit, read_ply
 from helpers.storage import DamagedFile, read_sealed
 from tests import fit_heads, tiny_base
 
@@ -121,3 +123,26 @@ def _anything(count):
     shapes = {"means": (3,), "lengths": (3,), "turns": (4,), "colors": (3,), "slopes": (3, 3),
               "opacities": ()}
     return {name: torch.rand(count, *shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("identity", [700_003, 300_000])
+def test_a_head_written_as_ply_looks_the_same_from_anywhere(tmp_path, identity):
+    """Turned by half a turn, as the scene is, a camera sees what the fit's own renderer draws."""
+    path = write_head(tmp_path / "head.ply", identity)
+    scene, notes = read_ply(path)
+    fit = next(f for name in HEAD_SETS for f in load_fits(name) if f.recipe.identity == identity)
+    half_turn = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
+    assert notes == () and len(scene) == len(fit.values["means"])
+    for camera in orbit(scene, views=3, size_px=64, arc_deg=80, elevation_deg=12):
+        wall = torch.rand(3, 64, 64)
+        same = dataclasses.replace(camera, rotation=camera.rotation @ half_turn,
+                                   position=half_turn @ camera.position)
+        direct = render(fit.values, same, wall).clamp(0, 1)
+        torch.testing.assert_close(draw(scene, camera, wall).picture, direct, atol=2e-5, rtol=0)
+    assert direct.std() > 0.1
+
+
+def test_an_unknown_head_is_refused_with_those_there_are(tmp_path):
+    with pytest.raises(ValueError, match="got 7; ") as caught:
+        write_head(tmp_path / "head.ply", 7)
+    assert "700000 to 700007" in str(caught.value) and not list(tmp_path.iterdir())
