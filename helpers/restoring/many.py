@@ -19,11 +19,14 @@ from ..machine import Bar, Stopped, StopRequests
 from ..model import SplatEnhancer, fingerprint
 from ..pictures import GONE, source_of
 from ..storage import held
+from .clips import read_comment
 from .inputs import Input
 from .marks import Mark, made_by, result_of
 from .pictures import OVERLAY, restore_picture
 from .report import Report
 from .settings import RestoreConfig
+from .splat import restore_splat
+from .video import restore_video
 
 ENDING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, *GONE)  # no later file would fare better
 
@@ -39,7 +42,11 @@ class Kind(NamedTuple):
 
 
 KINDS = {"picture": Kind(restore_picture, ".png", source_of, ("strength",),
-                         lambda settings: (OVERLAY,) if settings.overlay else ())}
+                         lambda settings: (OVERLAY,) if settings.overlay else ()),
+         "video": Kind(restore_video, ".mp4", read_comment, ("strength", "steady")),
+         "splat": Kind(restore_splat, ".mp4", read_comment, (
+             "strength", "steady", "views", "view_px", "up", "arc_deg", "elevation_deg", "fov_deg",
+             "backdrop"))}
 
 
 @dataclass(frozen=True)
