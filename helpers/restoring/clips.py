@@ -32,7 +32,6 @@ HDR = {16: "PQ", 18: "HLG"}  # transfer functions that are no sRGB
 EXACT = 0x4 | 0x2000 | 0x40000  # swscale: bicubic, all chroma interpolated, rounded accurately
 QUALITY = {"crf": "14", "preset": "medium", "bf": "0"}  # no B-frames: pieces join without overlap
 COPIED = ("aac", "mp3", "mp3float", "ac3", "eac3", "opus", "flac", "alac")  # sound of an mp4
-ATTACHED = 0x400  # FFmpeg's flag of a stream that is a cover picture
 COPY = "copy or export it again"
 
 
@@ -201,7 +200,8 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
 
     try:
         with av.open(str(path)) as container:
-            streams = [s for s in container.streams.video if not s.disposition & ATTACHED]
+            streams = [s for s in container.streams.video
+                       if not s.disposition & type(s.disposition).attached_pic]  # a cover
             if not streams:
                 raise refused(path.name, "a video stream", "none", "name a video")
             yield container, streams[0]
@@ -226,12 +226,12 @@ def _counted(container: Any, stream: Any) -> tuple[int, float]:
 
 
 def _described(path: Path, stream: Any, first: Any, frames: int) -> Clip:
-    kind = first.format
+    kind, codec = first.format, stream.codec_context
     if any(c.is_alpha for c in kind.components) or stream.metadata.get("alpha_mode") == "1":
         raise refused(path.name, "a video without alpha", kind.name,
                       "H.264 has none: export its frames as PNG, whose alpha is kept")
-    if first.color_trc in HDR:
-        raise refused(path.name, "a video in SDR", HDR[first.color_trc], "convert it to BT.709")
+    if codec.color_trc in HDR:
+        raise refused(path.name, "a video in SDR", HDR[codec.color_trc], "convert it to BT.709")
     notes = []
     if (depth := max(c.bits for c in kind.components)) > 8:
         notes.append(f"its {depth} bits become 8")
@@ -242,11 +242,11 @@ def _described(path: Path, stream: Any, first: Any, frames: int) -> Clip:
     if size[0] % 2 or size[1] % 2:
         notes.append(f"its {size[0]} x {size[1]} px become even: the last row or column is "
                      "repeated")
-    aspect = stream.codec_context.sample_aspect_ratio or None
+    aspect = codec.sample_aspect_ratio or None
     matrix = MATRICES.get(first.colorspace,
                           BT709 if first.height >= HIGH_DEFINITION else BT601)
     full = FULL if kind.name.startswith("yuvj") else first.color_range
-    colors = (first.colorspace, full, first.color_primaries, first.color_trc)
+    colors = (first.colorspace, full, codec.color_primaries, codec.color_trc)
     if kind.is_rgb:
         matrix, colors = BT709, (BT709, 1, *colors[2:])
     return Clip(path, size, frames, stream.average_rate or stream.guessed_rate or Fraction(25),
