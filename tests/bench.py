@@ -35,11 +35,12 @@ from helpers.config import Config, DegradeConfig, preset
 from helpers.degradation.pipeline import AMOUNTS, degrade
 from helpers.degradation.resplat import DEFECTS, FEWEST, gaussian_count
 from helpers.errors import refused
-from helpers.faces.avatars import render_avatar
+from helpers.faces.avatars import Head, render_avatar
 from helpers.model.enhancer import SplatEnhancer
 from helpers.pictures import write_picture
 from helpers.plans import budget
 from helpers.restoring import find, restore_all
+from helpers.splats import BASE, Scene, draw, orbit
 from helpers.splats.gaussians import LIMIT
 from helpers.storage.whole import write_whole
 from helpers.training.autosave import Autosave
@@ -283,8 +284,28 @@ def checkpoints() -> Figures:
     return {"checkpoint_save_s": statistics.median(saves), "resume_s": statistics.median(resumes)}
 
 
+def trained_scene(count: int) -> Scene:
+    """Gaussians on the skin and hair of a head, as many as a trained avatar has, of degree 3."""
+    cloud, dice = Head.of(7, SIDE).cloud, torch.Generator().manual_seed(0)
+    cloud = cloud[torch.randperm(len(cloud.means), generator=dice)[:count]]
+    harmonics = 0.1 * torch.randn(count, 16, 3, generator=dice)
+    harmonics[:, 0] = (cloud.colors - 0.5) / BASE
+    wider = math.log((len(Head.of(7, SIDE).cloud.means) / count) ** 0.5)  # they cover the same
+    return Scene(cloud.means, cloud.axes.norm(dim=1).log() + wider,
+                 torch.randn(count, 4, generator=dice), 2 * torch.randn(count, generator=dice),
+                 harmonics)
+
+
+def splat_view(count: int = 100_000, rounds: int = 5) -> Figures:
+    """Seconds for one view of a trained scene at 512 pixels."""
+    scene, wall = trained_scene(count), torch.ones(3, SIDE, SIDE)
+    cameras = orbit(scene, views=rounds + 1, size_px=SIDE, up="y")
+    times = [seconds(partial(draw, scene, camera, wall)) for camera in cameras][1:]
+    return {"splat_view_s_100k_512": statistics.median(times)}
+
+
 MEASURES = (machine, degradation, sliders, training_budget, full_size, checkpoints, enhance_demo,
-            restore_folder, beside_reference)
+            restore_folder, beside_reference, splat_view)
 
 
 def keep(figures: Figures, file: Path = FILE) -> None:

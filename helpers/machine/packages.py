@@ -9,7 +9,10 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+from ..errors import refused
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 BRING_THEM = f'run "{sys.executable}" -m pip install -r "{REQUIREMENTS}", then restart the kernel'
@@ -66,6 +69,25 @@ def prepare_packages(place: str, *, run: Callable[..., Any] = subprocess.run,
     for line in done:
         print(line)
     return done
+
+
+def needed(name: str, purpose: str) -> ModuleType:
+    """Import a package that only some need, when they need it.
+
+    Args:
+        name: of the module and of its package.
+        purpose: what it is for, in words.
+
+    Raises:
+        ValueError: it is not installed; the message has the command that brings it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as missing:
+        if missing.name != name:
+            raise
+        raise refused(f"package {name}", f"it installed, to {purpose}", "none",
+                      f'run "{sys.executable}" -m pip install {name}') from missing
 
 
 def installed_version(name: str) -> str | None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from ..errors import refused
+from ..machine import needed
 
 FULL, HIGH_DEFINITION = 2, 720  # colour range 0 to 255; rows from which players assume BT.709
 BT709, BT601, UNSPECIFIED = 1, 5, 2  # numbers of matrices in ITU-T H.273
@@ -96,9 +97,7 @@ class Piece:
     """Some frames of a clip as H.264 in memory."""
 
     def __init__(self, clip: Clip) -> None:
-        import av
-        from av.codec.context import Flags
-
+        av = _av()
         self.clip, self.count, self.buffer = clip, 0, BytesIO()
         self.container = av.open(self.buffer, "w", format="nut")  # which keeps every time exactly
         self.stream = self.container.add_stream("libx264", rate=clip.rate, options=QUALITY)
@@ -109,12 +108,11 @@ class Piece:
         if clip.aspect:
             codec.sample_aspect_ratio = clip.aspect
         codec.colorspace, codec.color_range, codec.color_primaries, codec.color_trc = clip.colors
-        codec.flags |= Flags.global_header
+        codec.flags |= av.codec.context.Flags.global_header
 
     def add(self, time: int, rgb: Tensor) -> None:
         """Append a frame (3, H, W) in [0, 1]; an odd side repeats its last row or column."""
-        import av
-
+        av = _av()
         height, width = rgb.shape[1:]
         even = pad(rgb[None], (0, width % 2, 0, height % 2), mode="replicate")[0]
         planes = to_yuv420(even.cpu(), self.clip.matrix, full=self.clip.colors[1] == FULL)
@@ -164,8 +162,7 @@ def join(pieces: Sequence[Path], target: Path, comment: str, source: Path | None
     Returns:
         What was taken for granted, in words.
     """
-    import av
-
+    av = _av()
     notes = []
     with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as output:
         output.metadata["comment"] = comment
@@ -184,8 +181,7 @@ def join(pieces: Sequence[Path], target: Path, comment: str, source: Path | None
 
 def read_comment(path: Path) -> str:
     """What a video says of itself; empty where it says nothing or cannot be read."""
-    import av
-
+    av = _av()
     try:
         with av.open(str(path)) as container:
             return container.metadata.get("comment", "")
@@ -193,11 +189,14 @@ def read_comment(path: Path) -> str:
         return ""
 
 
+def _av() -> Any:
+    return needed("av", "read and write videos")
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """A file and its first video stream; whatever FFmpeg cannot read is refused by name."""
-    import av
-
+    av = _av()
     try:
         with av.open(str(path)) as container:
             streams = [s for s in container.streams.video
@@ -269,8 +268,7 @@ def _to_rgb(frame: Any, clip: Clip) -> Tensor:
 
 def _pictures(pieces: Sequence[Path], video: Any) -> Iterator[tuple[float, Any]]:
     """The packets of all pieces with their seconds."""
-    import av
-
+    av = _av()
     for piece in pieces:
         with av.open(str(piece)) as container:
             for packet in container.demux(container.streams.video[0]):

@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from io import BytesIO
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
 
 from ..errors import refused
+from ..machine import needed
 from ..storage import own_path, write_whole
 from .scene import LARGEST_DEGREE, Scene
 
@@ -36,15 +38,13 @@ def read_ply(source: str | Path) -> tuple[Scene, tuple[str, ...]]:
         ValueError: no such file, cut off, too large, or of something else than Gaussians.
         OSError: it cannot be read.
     """
-    from plyfile import PlyData, PlyParseError
-
-    path = own_path(source)
+    plyfile, path = _plyfile(), own_path(source)
     if not path.is_file():
         raise refused(path.name, "a .ply file", "nothing there", "check the path")
     names = _looked_at(path)
     try:
-        rows = PlyData.read(str(path))["vertex"].data
-    except (PlyParseError, ValueError, KeyError) as error:
+        rows = plyfile.PlyData.read(str(path))["vertex"].data
+    except (plyfile.PlyParseError, ValueError, KeyError) as error:
         raise refused(path.name, "as many rows as its header says", str(error),
                       "copy or export it again") from error
     columns = {name: np.asarray(rows[name], np.float32) for name in names}
@@ -65,8 +65,7 @@ def write_ply(path: Path, scene: Scene) -> Path:
     Raises:
         OSError: it could not be written.
     """
-    from plyfile import PlyData, PlyElement
-
+    plyfile = _plyfile()
     rest = scene.harmonics[:, 1:].mT.flatten(1)  # all of red, then green, then blue
     columns = torch.cat([scene.means, torch.zeros_like(scene.means), scene.harmonics[:, 0], rest,
                          scene.opacities[:, None], scene.lengths, scene.turns], 1)
@@ -75,14 +74,17 @@ def write_ply(path: Path, scene: Scene) -> Path:
     values = columns.detach().float().cpu().contiguous().numpy().astype("<f4")
     rows = values.view([(name, "<f4") for name in names])[:, 0]
     buffer = BytesIO()
-    PlyData([PlyElement.describe(rows, "vertex")], byte_order="<").write(buffer)
+    plyfile.PlyData([plyfile.PlyElement.describe(rows, "vertex")], byte_order="<").write(buffer)
     return write_whole(path, buffer.getvalue())
+
+
+def _plyfile() -> ModuleType:
+    return needed("plyfile", "read and write .ply files")
 
 
 def _looked_at(path: Path) -> list[str]:
     """Refuse by the header and the size alone; the columns to read: NEEDED, then the others."""
-    from plyfile import PlyData, PlyParseError
-
+    plyfile = _plyfile()
     with path.open("rb") as file:
         start = file.read(LARGEST_HEADER_BYTES)
     ended = re.match(rb"ply\r?\n.*?\nend_header\r?\n", start, re.DOTALL)
@@ -91,8 +93,8 @@ def _looked_at(path: Path) -> list[str]:
         raise refused(path.name, "a .ply file of Gaussians", kind, EXPORT)
     counts = [int(count[:18]) for count in re.findall(rb"\nelement \S+ (\d+)", ended[0])]
     try:
-        header = PlyData.read(BytesIO(re.sub(rb"(\nelement \S+) \d+", rb"\1 0", ended[0])))
-    except (PlyParseError, ValueError) as error:
+        header = plyfile.PlyData.read(BytesIO(re.sub(rb"(\nelement \S+) \d+", rb"\1 0", ended[0])))
+    except (plyfile.PlyParseError, ValueError) as error:
         raise refused(path.name, "the header of a .ply file", str(error), EXPORT) from error
     elements = {element.name: element for element in header.elements}
     names = _columns(elements, path.name)
@@ -109,8 +111,6 @@ def _looked_at(path: Path) -> list[str]:
 
 
 def _columns(elements: dict, name: str) -> list[str]:
-    from plyfile import PlyListProperty
-
     if any(prop.name.startswith("packed_") for e in elements.values() for prop in e.properties):
         raise refused(name, "plain numbers", "PlayCanvas' compressed columns", EXPORT)
     found = {prop.name for prop in elements["vertex"].properties} if "vertex" in elements else set()
@@ -124,7 +124,7 @@ def _columns(elements: dict, name: str) -> list[str]:
     if len(rest) not in degrees or set(rest) != set(_rest_names(len(rest))):
         raise refused(name, f"f_rest_0 … numbered, {sorted(degrees)} of them", f"{len(rest)}",
                       "use colours of degree 0 to 3")
-    if any(isinstance(prop, PlyListProperty) for e in elements.values() for prop in e.properties):
+    if any(hasattr(prop, "len_dtype") for e in elements.values() for prop in e.properties):
         raise refused(name, "Gaussians alone", "lists, such as a mesh's faces", EXPORT)
     return [*NEEDED, *_rest_names(len(rest))]
 

@@ -1,5 +1,6 @@
 """Where am I, which preset, which packages, where to keep things."""
 
+import json
 import os
 import re
 import subprocess
@@ -122,6 +123,14 @@ def test_local_machine_without_the_first_packages_is_told_the_same(name):
     assert done.returncode == 1
     assert re.search(rf'got no {name}; run ".*" -m pip install -r ".*requirements.txt"',
                      done.stderr.splitlines()[-1])
+
+
+def test_a_package_that_only_some_need_is_named_with_the_command_that_brings_it(monkeypatch):
+    assert packages.needed("json", "read") is json
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=r"^package av: expected .*videos, got 'none'; run .* "
+                                         r"-m pip install av$"):
+        packages.needed("av", "read videos")
 
 
 def test_pip_without_a_network_names_the_setting_that_kaggle_leaves_off():

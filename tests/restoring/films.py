@@ -67,13 +67,13 @@ def read_film(path: Path) -> SimpleNamespace:
     """All of a small film: frames (N, 3, H, W) as stored, seconds, tags, sound packets."""
     with av.open(str(path)) as film:
         stream = film.streams.video[0]
-        frames = list(film.decode(stream))
+        frames, codec = list(film.decode(stream)), stream.codec_context
         found = SimpleNamespace(
-            codec=stream.codec_context.name, pix_fmt=frames[0].format.name,
+            codec=codec.name, pix_fmt=frames[0].format.name,
             seconds=[frame.time for frame in frames], rate=stream.average_rate,
-            colors=(frames[0].colorspace, frames[0].color_range,
-                    stream.codec_context.color_primaries, stream.codec_context.color_trc), rotation=frames[0].rotation,
-            aspect=stream.codec_context.sample_aspect_ratio, comment=film.metadata.get("comment"),
+            colors=(frames[0].colorspace, frames[0].color_range, codec.color_primaries,
+                    codec.color_trc), rotation=frames[0].rotation,
+            aspect=codec.sample_aspect_ratio, comment=film.metadata.get("comment"),
             frames=torch.stack([torch.from_numpy(frame.reformat(
                 format="rgb24", dst_color_range=2, interpolation=EXACT).to_ndarray())
                 .permute(2, 0, 1).float() / 255 for frame in frames]),
