@@ -15,7 +15,7 @@ class RestoreConfig:
 
     strength: float = 1.0  # 0 keeps the input, 1 takes the restoration; a linear blend between them
     overlay: bool = False  # pictures: also write, in blue over the restored one, what was repaired
-    steady: float = 0.5  # video, splat: share of the last frame's change, along the flow; 0 is off
+    steady: float = 0.25  # video, splat: share of the last frame's change that stays; 0 is off
     views: int = 24  # splat: how many, evenly round the orbit
     view_px: int = 512  # splat: side of a view, pixels
     up: str = "-y"  # splat: axis that points upwards; that of most trained scenes, from COLMAP
