@@ -58,7 +58,7 @@ def _parts(folder: Path, mark: Mark) -> Path:
     for other in folder.glob(f".{mark.origin}-*.parts"):
         if other != parts:
             shutil.rmtree(other, ignore_errors=True)
-    parts.mkdir(exist_ok=True)
+    parts.mkdir(parents=True, exist_ok=True)
     return parts
 
 
