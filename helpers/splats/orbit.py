@@ -16,7 +16,7 @@ from .scene import Scene, View
 # has y downwards and looks along z; graphics tools have y or z upwards
 AXES = {"-y": ((0, -1, 0), (0, 0, -1)), "y": ((0, 1, 0), (0, 0, 1)), "z": ((0, 0, 1), (0, -1, 0)),
         "-z": ((0, 0, -1), (0, 1, 0)), "x": ((1, 0, 0), (0, 0, 1)), "-x": ((-1, 0, 0), (0, 0, 1))}
-CONTENT_SHARE, ROOM = 0.9, 1.2  # of the opacity within a radius; of it that a picture shows
+CONTENT_SHARE, ROOM = 0.9, 1.3  # of the opacity within a radius; of it that a picture shows
 COVERED = 0.5  # alpha from which a pixel moves with the scene, not with the backdrop
 NEAR = 0.03  # share by which a surface may lie behind what is seen there, and still be that
 
