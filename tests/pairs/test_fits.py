@@ -134,11 +134,13 @@ def test_a_head_written_as_ply_looks_the_same_from_anywhere(tmp_path, identity):
     half_turn = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
     assert notes == () and len(scene) == len(fit.values["means"])
     for camera in orbit(scene, views=3, size_px=64, arc_deg=80, elevation_deg=12):
-        wall = torch.rand(3, 64, 64)
+        wall = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
         same = dataclasses.replace(camera, rotation=camera.rotation @ half_turn,
                                    position=half_turn @ camera.position)
         direct = render(fit.values, same, wall).clamp(0, 1)
-        torch.testing.assert_close(draw(scene, camera, wall).picture, direct, atol=2e-5, rtol=0)
+        seen = draw(scene, camera, wall).picture
+        assert decibels(seen, direct) > 80  # rounding may move an alpha over the least that counts
+        torch.testing.assert_close(seen, direct, atol=2 / 255, rtol=0)
     assert direct.std() > 0.1
 
 
