@@ -1,38 +1,30 @@
-"""Video files: looked at, read frame by frame as upright sRGB, written in pieces, and joined.
+"""Video files: looked at, and read frame by frame as upright sRGB.
 
-What a file says of its frames (matrix, range, orientation, times) is heeded in reading and kept in
-writing; what cannot be shown rightly is refused by name.
+What a file says of its frames (matrix, range, orientation, times) is heeded, and handed on to what
+is written; what cannot be shown rightly is refused by name.
 """
 
 from __future__ import annotations
 
-import heapq
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
 
 from ..errors import refused
 from ..machine import needed
 
 FULL, HIGH_DEFINITION = 2, 720  # colour range 0 to 255; rows from which players assume BT.709
-BT709, BT601, UNSPECIFIED = 1, 5, 2  # numbers of matrices in ITU-T H.273
+BT709, BT601 = 1, 5  # numbers of matrices in ITU-T H.273
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}  # and what swscale calls them
-RED_BLUE = {1: (0.2126, 0.0722), 4: (0.3, 0.11), 5: (0.299, 0.114), 7: (0.212, 0.087),
-            9: (0.2627, 0.0593)}  # shares of luma, by swscale's number
 HDR = {16: "PQ", 18: "HLG"}  # transfer functions that are no sRGB
 EXACT = 0x4 | 0x2000 | 0x40000  # swscale: bicubic, all chroma interpolated, rounded accurately
-QUALITY = {"crf": "14", "preset": "medium", "bf": "0"}  # no B-frames: pieces join without overlap
-COPIED = ("aac", "mp3", "mp3float", "ac3", "eac3", "opus", "flac", "alac")  # sound of an mp4
 COPY = "copy or export it again"
 
 
@@ -59,13 +51,13 @@ def look_at(path: Path) -> Clip:
         ValueError: no video, cut off, empty, or of a kind whose colours would be lost.
         OSError: it cannot be read.
     """
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         frames, end = _counted(container, stream)
         length = float((container.duration or 0) / 1_000_000)
         if frames < 0.99 * stream.frames - 1 or end < 0.98 * length - 1:
             raise refused(path.name, f"{stream.frames or 'all'} frames in {length:.1f} s",
                           f"{frames} in {end:.1f} s", f"it is cut off: {COPY}")
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         first = next(iter(container.decode(stream)), None)
         if first is None:
             raise refused(path.name, "one frame or more", "none", COPY)
@@ -79,7 +71,7 @@ def read_frames(clip: Clip) -> Iterator[tuple[int, Tensor]]:
         ValueError: the file is damaged, or its frames change their size.
     """
     last = None
-    with _opened(clip.path) as (container, stream):
+    with opened(clip.path) as (container, stream):
         stream.thread_type = "AUTO"
         for frame in container.decode(stream):
             time = frame.pts if frame.pts is not None else frame.dts
@@ -93,110 +85,15 @@ def read_frames(clip: Clip) -> Iterator[tuple[int, Tensor]]:
             yield last, _to_rgb(frame, clip)
 
 
-class Piece:
-    """Some frames of a clip as H.264 in memory."""
-
-    def __init__(self, clip: Clip) -> None:
-        av = _av()
-        self.clip, self.count, self.buffer = clip, 0, BytesIO()
-        self.container = av.open(self.buffer, "w", format="nut")  # which keeps every time exactly
-        self.stream = self.container.add_stream("libx264", rate=clip.rate, options=QUALITY)
-        self.stream.width, self.stream.height = (side + side % 2 for side in clip.size)
-        self.stream.pix_fmt, self.stream.time_base = "yuv420p", clip.time_base
-        codec = self.stream.codec_context
-        codec.time_base = clip.time_base
-        if clip.aspect:
-            codec.sample_aspect_ratio = clip.aspect
-        codec.colorspace, codec.color_range, codec.color_primaries, codec.color_trc = clip.colors
-        codec.flags |= av.codec.context.Flags.global_header
-
-    def add(self, time: int, rgb: Tensor) -> None:
-        """Append a frame (3, H, W) in [0, 1]; an odd side repeats its last row or column."""
-        av = _av()
-        height, width = rgb.shape[1:]
-        even = pad(rgb[None], (0, width % 2, 0, height % 2), mode="replicate")[0]
-        planes = to_yuv420(even.cpu(), self.clip.matrix, full=self.clip.colors[1] == FULL)
-        frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-        frame.pts, frame.time_base = time, self.clip.time_base
-        frame.colorspace, frame.color_range = self.clip.colors[:2]
-        self.container.mux(self.stream.encode(frame))
-        self.count += 1
-
-    def content(self) -> bytes:
-        """All of it, closed."""
-        self.container.mux(self.stream.encode(None))
-        self.container.close()
-        return self.buffer.getvalue()
-
-
-def to_yuv420(rgb: Tensor, matrix: int, *, full: bool) -> np.ndarray:
-    """An even picture (3, H, W) in [0, 1] as bytes (1.5 · H, W): luma, then blue and red chroma.
-
-    Chroma lies on every other column, between the rows, where H.264's readers expect it; FFmpeg's
-    own conversion would put it between the columns and so shift the colours by half a pixel.
-
-    Source: ITU-T H.273, equations for KR and KB, and figure of ChromaLocType 0.
-    """
-    red, blue = RED_BLUE[matrix]
-    luma = red * rgb[0] + (1 - red - blue) * rgb[1] + blue * rgb[2]
-    chroma = torch.stack([(rgb[2] - luma) / (1 - blue), (rgb[0] - luma) / (1 - red)]) / 2
-    weights = torch.tensor([0.25, 0.5, 0.25]).expand(1, 1, 2, 3) / 2
-    chroma = conv2d(pad(chroma[:, None], (1, 0, 0, 0), mode="replicate"), weights, stride=2)
-    low, luma_range, chroma_range = (0, 255, 255) if full else (16, 219, 224)
-    planes = [low + luma_range * luma, (128 + chroma_range * chroma).view(-1, rgb.shape[2])]
-    return torch.cat(planes).round().clamp(0, 255).byte().numpy()
-
-
-def join(pieces: Sequence[Path], target: Path, comment: str, source: Path | None = None
-         ) -> tuple[str, ...]:
-    """Join pieces into one mp4, with a file's sound: packets are copied, nothing is encoded anew.
-
-    Only sound that few players know in an mp4 is encoded, as AAC.
-
-    Args:
-        pieces: from `Piece`, in order.
-        target: the mp4; it is on the disk when this returns.
-        comment: what the file shall say of itself.
-        source: the file whose sound is taken; None: no sound.
-
-    Returns:
-        What was taken for granted, in words.
-    """
-    av = _av()
-    notes = []
-    with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as output:
-        output.metadata["comment"] = comment
-        with av.open(str(pieces[0])) as first:
-            video = output.add_stream_from_template(first.streams.video[0])
-        tracks = [_pictures(pieces, video)]
-        for number in range(_sounds(source)):
-            tracks.append(_sound(source, number, output, notes))
-            next(tracks[-1])  # its stream is made before anything is written
-        for _, packet in heapq.merge(*tracks, key=lambda timed: timed[0]):
-            output.mux(packet)
-    with target.open("rb+") as file:
-        os.fsync(file.fileno())
-    return tuple(notes)
-
-
-def read_comment(path: Path) -> str:
-    """What a video says of itself; empty where it says nothing or cannot be read."""
-    av = _av()
-    try:
-        with av.open(str(path)) as container:
-            return container.metadata.get("comment", "")
-    except (av.error.FFmpegError, OSError):
-        return ""
-
-
-def _av() -> Any:
+def package() -> Any:
+    """PyAV, imported when it is needed."""
     return needed("av", "read and write videos")
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
+def opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """A file and its first video stream; whatever FFmpeg cannot read is refused by name."""
-    av = _av()
+    av = package()
     try:
         with av.open(str(path)) as container:
             streams = [s for s in container.streams.video
@@ -264,47 +161,3 @@ def _to_rgb(frame: Any, clip: Clip) -> Tensor:
         interpolation=EXACT).to_ndarray()
     turned = np.ascontiguousarray(np.rot90(rgb, clip.quarters).transpose(2, 0, 1))
     return torch.from_numpy(turned).float() / 255
-
-
-def _pictures(pieces: Sequence[Path], video: Any) -> Iterator[tuple[float, Any]]:
-    """The packets of all pieces with their seconds."""
-    av = _av()
-    for piece in pieces:
-        with av.open(str(piece)) as container:
-            for packet in container.demux(container.streams.video[0]):
-                packet.dts = packet.pts  # without B-frames they are the same
-                yield from _handed([packet], video)
-
-
-def _handed(packets: Iterable[Any], stream: Any) -> Iterator[tuple[float, Any]]:
-    for packet in packets:
-        if packet.dts is not None:  # the last one has none, and is empty
-            packet.stream = stream
-            yield float(packet.dts * packet.time_base), packet
-
-
-def _sounds(source: Path | None) -> int:
-    if source is None:
-        return 0
-    with _opened(source) as (container, _):
-        return len(container.streams.audio)
-
-
-def _sound(source: Path, number: int, output: Any, notes: list[str]
-           ) -> Iterator[tuple[float, Any]]:
-    """First nothing, once its stream is there; then the packets of one of the sound tracks."""
-    with _opened(source) as (container, _):
-        track = container.streams.audio[number]
-        if track.codec_context.name in COPIED:
-            stream = output.add_stream_from_template(track)
-            yield 0.0, None
-            yield from _handed(container.demux(track), stream)
-            return
-        notes.append(f"its sound ({track.codec_context.name}) is encoded anew, as AAC")
-        stream = output.add_stream("aac", rate=track.rate, layout=track.layout.name)
-        yield 0.0, None
-        for frame in container.decode(track):
-            for packet in stream.encode(frame):
-                yield float(packet.dts * packet.time_base), packet
-        for packet in stream.encode(None):
-            yield float(packet.dts * packet.time_base), packet

@@ -19,9 +19,9 @@ from ..machine import Bar, Stopped, StopRequests
 from ..model import SplatEnhancer, fingerprint
 from ..pictures import GONE, source_of
 from ..storage import held
-from .clips import read_comment
 from .inputs import Input
 from .marks import Mark, made_by, result_of
+from .mp4 import read_comment
 from .pictures import OVERLAY, restore_picture
 from .report import Report
 from .settings import RestoreConfig

@@ -11,8 +11,9 @@ import torch
 from ..model import SplatEnhancer
 from ..pictures import read_picture, source_of, write_picture
 from ..splats import draw, flow_between, orbit, read_ply
-from .clips import BT709, Clip, Piece, join, read_comment
+from .clips import BT709, Clip
 from .marks import Mark, placing, result_of
+from .mp4 import Piece, join, read_comment
 from .report import Report
 from .settings import BACKDROPS, RestoreConfig
 from .steady import Steadier

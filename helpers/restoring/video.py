@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..model import SplatEnhancer
 from ..storage import digest, read_sealed, write_sealed, write_whole
-from .clips import Clip, Piece, join, look_at, read_comment, read_frames
+from .clips import Clip, look_at, read_frames
 from .marks import Mark, placing
+from .mp4 import Piece, join, read_comment
 from .report import Report
 from .settings import RestoreConfig
 from .steady import Steadier

@@ -12,8 +12,9 @@ from helpers.__main__ import ROOT
 from helpers.machine import Stopped
 from helpers.restoring import RestoreConfig, find, restore_all
 from helpers.restoring import video as module
-from helpers.restoring.clips import look_at, read_comment, read_frames
+from helpers.restoring.clips import look_at, read_frames
 from helpers.restoring.marks import Mark
+from helpers.restoring.mp4 import read_comment
 from helpers.restoring.report import Report
 from helpers.restoring.video import restore_video
 from helpers.splats.filters import luma
