@@ -7,11 +7,12 @@ wrong usage, 130 stopped), `--json`, one line for an error. The only room that k
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
 
 from ..config import PACKAGE
-from ..machine import ROOT
+from ..machine import ROOT, prepare_packages, processes, this_place
 from .command import WRONG_USAGE
 from .notebook import NOTEBOOK, execute_notebook
 
@@ -20,6 +21,7 @@ COMMANDS = {  # name → module, class, what it does
     "train": ("runs", "Train", "train, or go on with a run, and export it"),
     "evaluate": ("runs", "Evaluate", "measure a run on held-out faces; figures and a report"),
     "enhance": ("enhance", "Enhance", "restore pictures, folders, patterns, videos, splats"),
+    "head": ("enhance", "Head", "write a head of ours as a splat, .ply, to try enhance on"),
     "bench": ("bench", "Bench", "how fast this machine restores, degrades and saves"),
     "transfer": ("figures", "Transfer", "train on each kind of pair, test on each"),
     "ablate": ("figures", "Ablate", "train with one change at a time, test on the same sets"),
@@ -41,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"{_usage(prog)}\n\n{prog}: error: expected a command, got {name!r}", file=sys.stderr)
         raise SystemExit(WRONG_USAGE)
+    if this_place() != "local":
+        with processes().one_before_others(), redirect_stdout(sys.stderr):
+            prepare_packages(this_place())  # before anything brings peft
     module, kind, _ = COMMANDS[name]
     command = getattr(import_module(f".{module}", __package__), kind)
     prog = f"{prog} {name}"

@@ -10,9 +10,12 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import tyro
+from ..machine import Stopped, needed, processes
 
-from ..machine import Stopped, processes
+try:
+    tyro = needed("tyro", "read the command line")
+except (ValueError, RuntimeError) as missing:
+    raise SystemExit(str(missing)) from missing
 
 STOPPED_SO = "Stopped. What is done is kept: the same command goes on."
 DONE, FAILED, WRONG_USAGE, STOPPED = 0, 1, 2, 130

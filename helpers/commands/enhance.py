@@ -13,6 +13,7 @@ from ..errors import refused
 from ..machine import Bar, Runtime, processes, workspace
 from ..model import SplatEnhancer
 from ..model import load as load_export
+from ..pairs import write_head
 from ..restoring import RestoreConfig, count, find, restore_all, zipped
 from .command import Command
 from .runs import Precision, machine_with
@@ -72,6 +73,20 @@ class Enhance(Command):
         print(", ".join(f"{found[what]} {what}" for what in ("restored", "skipped", "failed")))
         print(f"results: {self.output_dir or 'beside the inputs'}", *found["results"][:1], sep=", ")
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(Command):
+    """Write a procedural head, fitted by 3D Gaussians from its front, as a trained scene (.ply)."""
+
+    out: tyro.conf.Positional[Path] = Path("head.ply")  # the file
+    identity: int = 700_000  # which head; a wrong number is answered with those there are
+
+    def run(self) -> dict[str, Any]:
+        """Write it."""
+        file = write_head(self.out, self.identity)
+        print(f"{file}: restore it by `enhance {file} --arc_deg 120`")
+        return {"head": file}
 
 
 def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,9 +13,11 @@ from types import ModuleType
 from typing import Any
 
 from ..errors import refused
+from .place import this_place
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
-BRING_THEM = f'run "{sys.executable}" -m pip install -r "{REQUIREMENTS}", then restart the kernel'
+THEM = f'-r "{REQUIREMENTS}"' if REQUIREMENTS.is_file() else "them"  # none beside an install
+BRING_THEM = f'run "{sys.executable}" -m pip install {THEM}, then restart the kernel'
 try:  # what the other rooms import before a machine can be looked at
     import filelock  # noqa: F401
     import huggingface_hub  # noqa: F401
@@ -71,23 +73,30 @@ def prepare_packages(place: str, *, run: Callable[..., Any] = subprocess.run,
     return done
 
 
-def needed(name: str, purpose: str) -> ModuleType:
-    """Import a package that only some need, when they need it.
+def needed(name: str, purpose: str, *, run: Callable[..., Any] = subprocess.run) -> ModuleType:
+    """Import a package that only some need, when they need it; on Colab and Kaggle bring it first.
 
     Args:
         name: of the module and of its package.
         purpose: what it is for, in words.
+        run: runs a command as `subprocess.run` does.
 
     Raises:
         ValueError: it is not installed; the message has the command that brings it.
+        RuntimeError: pip failed.
     """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as missing:
         if missing.name != name:
             raise
-        raise refused(f"package {name}", f"it installed, to {purpose}", "none",
-                      f'run "{sys.executable}" -m pip install {name}') from missing
+        if this_place() == "local":
+            raise refused(f"package {name}", f"it installed, to {purpose}", "none",
+                          f'run "{sys.executable}" -m pip install {name}') from missing
+    print(f"Installing {name}, to {purpose}.")
+    _pip(run, "install", name)
+    importlib.invalidate_caches()
+    return importlib.import_module(name)
 
 
 def installed_version(name: str) -> str | None:

@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import psutil
 import torch
@@ -16,11 +15,10 @@ import torch
 from ..config import PACKAGE, preset
 from .memory import GIB, avoid_fragments
 from .packages import installed_version
+from .place import Place, this_place
 from .processes import place_in_launch
 
 T4_MIN_GIB = 12.0  # what the "t4" preset needs, with room to spare (a T4 shows 14.6)
-# What people set anywhere to reach Kaggle, as they do KAGGLEHUB_…
-KAGGLE_CREDENTIALS = {"KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN", "KAGGLE_CONFIG_DIR"}
 ROOT = Path(__file__).resolve().parents[2]  # of a checkout
 HOMES = {"colab": Path("/content/splat_enhancer"), "kaggle": Path("/kaggle/working"),
          "local": ROOT if PACKAGE == "helpers" else Path()}  # installed: the current folder
@@ -30,7 +28,7 @@ HOMES = {"colab": Path("/content/splat_enhancer"), "kaggle": Path("/kaggle/worki
 class Runtime:
     """One machine, as found by `detect()`."""
 
-    place: Literal["colab", "kaggle", "local"]
+    place: Place
     device: torch.device
     dtype: torch.dtype  # of the frozen working copies
     gpu: str | None  # its name
@@ -45,7 +43,7 @@ def detect() -> Runtime:
     device = _device()
     cuda = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return Runtime(
-        place=_place(), device=device, dtype=_dtype(device),
+        place=this_place(), device=device, dtype=_dtype(device),
         gpu=cuda.name if cuda else ("Apple GPU" if device.type == "mps" else None),
         gpu_gib=cuda.total_memory / GIB if cuda else 0.0,
         ram_gib=psutil.virtual_memory().total / GIB,
@@ -96,13 +94,6 @@ def report(runtime: Runtime, preset: str, reason: str) -> str:
             f"{gpu}, {dtype} | {runtime.ram_gib:.1f} GiB memory | "
             f"{runtime.disk_free_gib:.0f} GiB disk free | Python {platform.python_version()}, "
             f"{packages}\npreset '{preset}': {reason}")
-
-
-def _place() -> Literal["colab", "kaggle", "local"]:
-    # Kaggle first: its images set COLAB_RELEASE_TAG as well
-    if any(name.startswith("KAGGLE_") for name in set(os.environ) - KAGGLE_CREDENTIALS):
-        return "kaggle"
-    return "colab" if "COLAB_RELEASE_TAG" in os.environ else "local"
 
 
 def _device() -> torch.device:

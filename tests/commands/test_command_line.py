@@ -12,6 +12,7 @@ import nbclient
 import nbformat
 import pytest
 
+from helpers import commands
 from helpers.commands import COMMANDS, NOTEBOOK, ROOT, command, execute_notebook, main
 from helpers.commands.runs import PUBLISHED, SECTIONS, Prepare, Train
 from helpers.config import preset
@@ -42,7 +43,7 @@ def test_wrong_usage_exits_2_and_says_what_is_wrong(arguments, said, capsys):
 
 @pytest.mark.parametrize("arguments", [
     ["metrics", "no/such/folder"], ["tidy", "no/such.ipynb"], ["notebook", "--preset", "huge"],
-    ["enhance", "no/such.png"], ["evaluate", "--output_dir", "{}"],
+    ["enhance", "no/such.png"], ["head", "--identity", "3"], ["evaluate", "--output_dir", "{}"],
     ["train", "--mixed_precision", "fp16", "--preset", "demo"]])
 def test_what_cannot_be_done_exits_1_with_one_line(arguments, tmp_path, capsys):
     arguments = [argument.format(tmp_path) for argument in arguments]
@@ -50,6 +51,17 @@ def test_what_cannot_be_done_exits_1_with_one_line(arguments, tmp_path, capsys):
     printed = capsys.readouterr()
     assert not printed.out and printed.err.count("\n") == 1
     assert printed.err.startswith(f"python -m helpers {arguments[0]}: error: ")
+
+
+def test_on_colab_the_packages_are_mended_before_a_command_and_json_stays_alone(
+        monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "x")
+    monkeypatch.setattr(commands, "prepare_packages", lambda place: print(f"mended on {place}"))
+    assert main(["head", str(tmp_path / "head.ply"), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.startswith("mended on colab\n")
+    assert json.loads(printed.out) == {"exit_code": 0, "head": str(tmp_path / "head.ply")}
+    assert (tmp_path / "head.ply").read_bytes().startswith(b"ply\n")
 
 
 def test_a_published_name_reaches_the_field_it_is_published_for():

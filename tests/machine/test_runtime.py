@@ -133,6 +133,24 @@ def test_a_package_that_only_some_need_is_named_with_the_command_that_brings_it(
         packages.needed("av", "read videos")
 
 
+@pytest.mark.parametrize("variable", ["COLAB_RELEASE_TAG", "KAGGLE_KERNEL_RUN_TYPE"])
+def test_such_a_package_is_brought_where_nobody_can_know_that_it_lacks(monkeypatch, tmp_path,
+                                                                      capsys, variable):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command[1:])
+        (tmp_path / "brought.py").write_text("A = 1")
+
+    monkeypatch.setenv(variable, "x")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert packages.needed("brought", "read films", run=run).A == 1
+    assert packages.needed("brought", "read films", run=run).A == 1
+    assert commands == [["-m", "pip", "install", "brought"]]
+    assert capsys.readouterr().out == "Installing brought, to read films.\n"
+    sys.modules.pop("brought")
+
+
 def test_pip_without_a_network_names_the_setting_that_kaggle_leaves_off():
     def run(command, **_):
         raise subprocess.CalledProcessError(1, command, stderr="No matching distribution found")
