@@ -54,7 +54,7 @@ class Bar(tqdm):
         text = html.escape(str(self) if msg is None else msg)
         value = f'value="{self.n}" max="{self.total}" ' if self.total else ""
         picture = HTML(f'<progress {value}aria-label="{html.escape(self.desc)}" '
-                       f'style="vertical-align: middle"></progress> {text}')
+                       f'style="vertical-align: middle"></progress> {text}' if text else "")
         if self.slot is None:
             self.slot = display(picture, display_id=True)
         else:

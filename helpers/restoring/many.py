@@ -25,7 +25,7 @@ from .mp4 import read_comment
 from .pictures import OVERLAY, restore_picture
 from .report import Report
 from .settings import RestoreConfig
-from .splat import restore_splat
+from .splat import restore_splat, views_of
 from .video import restore_video
 
 ENDING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, *GONE)  # no later file would fare better
@@ -39,6 +39,8 @@ class Kind(NamedTuple):
     read: Callable[[Path], str]  # the mark in such a result
     fields: tuple[str, ...]  # of the settings, those that change the result
     parts: Callable[[RestoreConfig], tuple[str, ...]] = lambda settings: ()  # of the result
+    # What lies beside the result that counts, and is made before it
+    beside: Callable[[Path, RestoreConfig], list[Path]] = lambda path, settings: []
 
 
 KINDS = {"picture": Kind(restore_picture, ".png", source_of, ("strength",),
@@ -46,7 +48,7 @@ KINDS = {"picture": Kind(restore_picture, ".png", source_of, ("strength",),
          "video": Kind(restore_video, ".mp4", read_comment, ("strength", "steady")),
          "splat": Kind(restore_splat, ".mp4", read_comment, (
              "strength", "steady", "views", "view_px", "up", "arc_deg", "elevation_deg", "fov_deg",
-             "backdrop"))}
+             "backdrop"), beside=lambda path, settings: views_of(path.with_suffix(""), settings))}
 
 
 @dataclass(frozen=True)
@@ -120,8 +122,9 @@ def zipped(outcomes: Iterable[Outcome], path: Path) -> Iterator[Outcome]:
     try:
         with ZipFile(partial, "w") as whole:  # stored: pictures and videos are compressed already
             for outcome in outcomes:
-                for file in outcome.files:
-                    whole.write(file, outcome.input.relative.parent / file.name)
+                for file in outcome.files:  # the first lies in the folder of the results
+                    place = file.relative_to(outcome.files[0].parent)
+                    whole.write(file, outcome.input.relative.parent / place)
                 yield outcome
         partial.replace(path)
     finally:
@@ -162,7 +165,8 @@ def _restored(model: SplatEnhancer, one: Input, settings: RestoreConfig, output:
         there = [result_of(one.path, folder, part, kind.suffix, kind.read)
                  for part in (mark, *map(mark.of_part, kind.parts(settings)))]
         if all(fits for _, fits in there):
-            return [path for path, _ in there], True
+            files = [path for path, _ in there]
+            return files + [p for p in kind.beside(files[0], settings) if p.exists()], True
         return kind.restore(model, one.path, folder, settings, report, mark=mark), False
 
 

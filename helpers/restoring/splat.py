@@ -48,14 +48,14 @@ def restore_splat(model: SplatEnhancer, path: Path, folder: Path, settings: Rest
                     fov_deg=settings.fov_deg)
     backdrop = torch.full((3, settings.view_px, settings.view_px), BACKDROPS[settings.backdrop])
     views_folder = result_of(path, folder, mark, ".mp4", read_comment)[0].with_suffix("")
-    rate, before, files = Fraction(min(max(settings.views // 2, RATES[0]), RATES[1])), None, []
+    rate, before = Fraction(min(max(settings.views // 2, RATES[0]), RATES[1])), None
+    files = views_of(views_folder, settings)
     clip = Clip(path, (settings.view_px,) * 2, settings.views, rate, 1 / rate,
                 (BT709, 1, BT709, BT709), BT709)
     piece, steadier = Piece(clip), Steadier(settings.steady)
     for number, camera in enumerate(cameras):
         view = draw(scene, camera, backdrop)
-        render, restored = (views_folder / f"view_{number:03}_{kind}.png"
-                            for kind in ("render", "restored"))
+        restored, render = files[2 * number:2 * number + 2]
         own = str(mark.of_part(f"view_{number:03}"))
         if source_of(restored) != own:
             write_picture(render, view.picture, source=own)
@@ -63,7 +63,6 @@ def restore_splat(model: SplatEnhancer, path: Path, folder: Path, settings: Rest
                           source=own)
         flow = flow_between(view, before) if before is not None and settings.steady else None
         piece.add(number, steadier(view.picture[None], read_picture(restored).rgb[None], flow)[0])
-        files += [restored, render]
         before = view
         report(number + 1, len(cameras))
     with TemporaryDirectory(dir=folder, prefix=".", suffix=".parts") as parts:
@@ -72,4 +71,13 @@ def restore_splat(model: SplatEnhancer, path: Path, folder: Path, settings: Rest
         join([own_piece], whole, str(mark))
         with placing(path, folder, mark, ".mp4", read_comment) as target:
             whole.replace(target)
+    for other in {*views_folder.glob("view_*.png")} - {*files}:
+        if Mark.read(source_of(other)):  # of an orbit with more views
+            other.unlink()
     return [target, *files]
+
+
+def views_of(folder: Path, settings: RestoreConfig) -> list[Path]:
+    """The pictures of an orbit: of each view the restored one, then the one that was drawn."""
+    return [folder / f"view_{number:03}_{kind}.png" for number in range(settings.views)
+            for kind in ("restored", "render")]

@@ -24,7 +24,7 @@ PLAYED = {".mp4": "mp4", ".webm": "webm"}  # by browsers
 
 
 def show_restored(outcomes: Sequence[Outcome]) -> None:
-    """Say what became of each file, and show the first one before and after.
+    """Say what became of each file, and show the first of each kind before and after.
 
     Args:
         outcomes: from `restore_all`.
@@ -38,8 +38,8 @@ def show_restored(outcomes: Sequence[Outcome]) -> None:
     for one in outcomes:
         if one.error:
             print(f"NOT RESTORED: {one.error}")
-    if done:
-        _show(done[0])
+    for one in {one.input.kind: one for one in reversed(done)}.values():
+        _show(one)
 
 
 class BeforeAfter(widgets.VBox):

@@ -38,6 +38,11 @@ def test_a_loop_of_unknown_length_is_counted_without_an_end(slots):
     assert slots[0][-1].startswith("<progress aria-label=") and "read: 2/?" in slots[0][-1]
 
 
+def test_a_bar_that_is_not_to_stay_leaves_nothing(slots):
+    list(Bar(range(2), desc="one of many", leave=False))
+    assert "one of many: 0/2" in slots[0][0] and slots[0][-1] == ""
+
+
 def test_a_loop_that_becomes_slow_still_moves(slots):
     def steps():
         yield from range(2_000)  # so fast that tqdm would look at every hundredth only

@@ -1,12 +1,14 @@
 """A trained scene from its file to restored views and a turntable; interrupted, it goes on."""
 
+from zipfile import ZipFile
+
 import pytest
 import torch
 
 from helpers.machine import Stopped
 from helpers.pairs import write_head
 from helpers.pictures import read_picture
-from helpers.restoring import RestoreConfig, find, restore_all
+from helpers.restoring import RestoreConfig, find, restore_all, zipped
 from helpers.restoring.marks import Mark
 from helpers.restoring.report import Report
 from helpers.restoring.splat import restore_splat
@@ -67,12 +69,19 @@ def test_what_was_interrupted_goes_on_and_ends_the_same(head, tmp_path):
 
 def test_a_scene_in_a_folder_is_restored_once_and_damage_is_named(head, enhancer):
     (head.parent / "cut.ply").write_bytes(head.read_bytes()[:-9])
-    settings = RestoreConfig(views=2, view_px=64)
-    for skipped in (False, True):
-        bad, good = restore_all(enhancer, find(head.parent, say=None), settings, progress=None)
+    views, archive = head.parent / "head_restored", head.parent / "all.zip"
+    for count, skipped in ((3, False), (2, False), (2, True)):
+        settings = RestoreConfig(views=count, view_px=64)
+        bad, good = zipped(restore_all(enhancer, find(head.parent, say=None), settings,
+                                       progress=None), archive)
         assert (good.error, good.skipped) == ("", skipped)
         assert "cut off" in bad.error and not bad.files
-    assert good.files == (head.parent / "head_restored.mp4",)
+        assert good.files[0] == head.parent / "head_restored.mp4" and len(good.files) == 5 + 2 * (
+            count == 3)
+        assert set(good.files[1:]) == set(views.iterdir())  # none of the orbit of three
+        with ZipFile(archive) as whole:
+            assert set(whole.namelist()) == {file.relative_to(head.parent).as_posix()
+                                             for file in good.files}
 
 
 @pytest.mark.parametrize("bad", [{"views": 0}, {"view_px": 8}, {"up": "w"}, {"backdrop": "pink"},
