@@ -17,7 +17,7 @@ from helpers.faces.store import PartialStore
 from helpers.model.base import embed_prompt
 
 # Of bytes; and the shell, which speaks the encoding of its place
-NO_TEXT_OPENERS = ("Image.open", "tarfile.open", "os.open", "urlopen", "os.popen")
+NO_TEXT_OPENERS = ("Image.open", "tarfile.open", "os.open", "urlopen", "os.popen", "av.open")
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells")

@@ -118,7 +118,7 @@ def test_less_strength_and_the_mask_change_what_is_compared_and_the_button_write
         live.wait(lambda: live.pictures(COMPARE) != shots[-1], "another picture")
         shots.append(live.pictures(COMPARE))
     assert len({before for before, _ in shots}) == 1
-    file = live.folder / "results" / "demo" / "renders" / "held_out_restored.png"
+    file = live.folder / "results" / "demo" / "held_out_restored.png"
     earlier = file.read_bytes()
     output.get_by_text("save with this strength", exact=True).click()
     live.wait(lambda: file.read_bytes() != earlier, "the picture, written again")

@@ -17,7 +17,8 @@ from tests.places import SMALL, colab_variables, copy_project, kaggle_variables,
 
 SETS = ["rendered_outside", "rendered_inside", "fitted", "drawn", "drawn_heavy", "clean"]
 RESULTS = {"enhancer", "metrics.json", "metrics.csv", "report.html",
-           "renders", "restored.zip", "displays", "comparisons"}
+           "held_out.png", "held_out_restored.png",
+           "held_out_overlay_restored.png", "restored.zip", "displays", "comparisons"}
 RUN = Path("runs") / "demo"
 on_colab = pytest.mark.skipif(sys.platform == "win32", reason="Colab runs on Linux")
 

@@ -224,7 +224,7 @@ def test_t4_runs_from_the_first_cell_to_the_last_through_the_hub(sessions):
                       "rendered_inside": heads, "rendered_outside": heads} and heads > 0
     assert {"identity", "identity_to_input"} <= set(  # CLIP is at hand: the loss's
         results["sets"]["drawn"]["restored"]) and results["absent"] == {}
-    assert (place / "results" / "t4" / "renders" / "held_out_restored.png").is_file()
+    assert (place / "results" / "t4" / "held_out_restored.png").is_file()
 
 
 def test_a_new_run_of_t4_needs_no_hub_where_all_is_cached(sessions):
@@ -232,7 +232,7 @@ def test_a_new_run_of_t4_needs_no_hub_where_all_is_cached(sessions):
     executed = (place / "out2" / NOTEBOOK).read_text(encoding="utf-8")
     assert "to download: nothing (the hub does not answer, and is not needed)" in executed
     results = place / "results" / "offline"
-    assert (results / "renders" / "held_out_restored.png").is_file() and not lines
+    assert (results / "held_out_restored.png").is_file() and not lines
 
 
 def test_only_what_is_needed_is_fetched_and_nothing_twice(sessions, hub):

@@ -17,7 +17,7 @@ RECORD = Record(1, {"l1": 0.5, "total": 1.0}, 1e-4, 1.0, False, 1.0, 2.0, 0.0)
 
 @pytest.mark.parametrize("draw", [
     lambda: views.side_by_side({}), lambda: views.show(None, "nothing"),
-    lambda: views.compare(torch.zeros(2), torch.zeros(2)),
+    lambda: views.show_restored([None]),
     lambda: views.training_curve([{"step": 1}]), lambda: views.save_figure(None, None)])
 def test_what_cannot_be_drawn_is_told_and_stops_nothing(draw, capsys):
     draw()
