@@ -59,13 +59,14 @@ def find(what: Named, *, output: Path | None = None,
     Raises:
         ValueError: something that is not there, or nothing that can be restored.
     """
-    paths = [path for one in ([what] if isinstance(what, str | Path) else what)
-             for path in _expanded(one)]
+    paths = list(dict.fromkeys(path for one in ([what] if isinstance(what, str | Path) else what)
+                               for path in _expanded(one)))
     single, left_out, found = len(paths) == 1, Counter(), 0
-    root = _root(paths)
+    root, named = _root(paths), set(paths)
     for path in paths:
         if path.is_dir():
-            inputs = _within(path, root, output and output.resolve(), left_out)
+            inputs = (one for one in _within(path, root, output and output.resolve(), left_out)
+                      if single or not _named_below(path, one.path, named))
         elif is_result(path) and not single:
             left_out[RESULTS] += 1
             continue
@@ -92,11 +93,24 @@ def _expanded(one: str | Path) -> list[Path]:
     """A path as it is, or what a pattern matches."""
     path = own_path(one).absolute()
     if path.exists() or path.is_symlink():
-        return [path]
+        return [_without_dots(path)]
     if found := sorted(map(Path, glob.glob(str(path), recursive=True))):  # noqa: PTH207 (absolute)
-        return found
+        return [_without_dots(path) for path in found]
     raise refused(str(one), "a file, a folder, or a pattern that something matches",
                   "nothing there", "check the path")
+
+
+def _without_dots(path: Path) -> Path:
+    """The same place without `..`, which would lead out of the folder of the results."""
+    if ".." not in path.parts:
+        return path
+    return path.resolve() if path.name == ".." else path.parent.resolve() / path.name
+
+
+def _named_below(folder: Path, path: Path, named: set[Path]) -> bool:
+    """Whether a file of a named folder is named again, or lies in another folder that is."""
+    depth = len(path.relative_to(folder).parts)
+    return not named.isdisjoint((path, *path.parents)[:depth])
 
 
 def _root(paths: Sequence[Path]) -> Path:

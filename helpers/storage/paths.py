@@ -10,11 +10,18 @@ QUOTES = ('""', "''", "“”", "‘’", "``", "«»")
 def own_path(text: str | Path) -> Path:
     """A user's path: without the quotes and blanks around it that copying leaves, `~` resolved."""
     if isinstance(text, Path):
-        return text.expanduser()
+        return _at_home(text)
     text = text.strip()
     while len(text) > 1 and text[0] + text[-1] in QUOTES:
         text = text[1:-1].strip()
-    return Path(text).expanduser()
+    return _at_home(Path(text))
+
+
+def _at_home(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # `~x.png`: nobody is called so, it is a file's name
+        return path
 
 
 def safe_name(text: str, longest: int = 40) -> str:

@@ -101,3 +101,27 @@ def test_a_kind_is_told_by_the_suffix():
     assert [kind_of(name) for name in ("a.JPEG", "b.mp4", "c.ply", "d.txt", "e")] == [
         "picture", "video", "splat", None, None]
     assert len({suffix for suffixes in KINDS.values() for suffix in suffixes}) == 14
+
+
+def test_results_stay_in_their_folder_whatever_way_an_input_is_named(tmp_path, monkeypatch):
+    fill(tmp_path, "other/a.png", "here/in/b.png")
+    monkeypatch.chdir(tmp_path / "here")
+    assert names(["../other/a.png", "in/b.png"]) == ["other/a.png", "here/in/b.png"]
+    assert names(["../other/*.png", "in/../in"]) == ["other/a.png", "here/in/b.png"]
+    assert names("in/..") == ["in/b.png"]
+
+
+def test_what_is_named_twice_is_found_once(tmp_path):
+    def found(*what):
+        return sorted(one.path.relative_to(tmp_path).as_posix() for one in find(what, say=None))
+
+    fill(tmp_path, "a.png", "sub/b.png", "sub/deep/c.png", "sub/.hidden/d.png")
+    every = ["a.png", "sub/b.png", "sub/deep/c.png"]
+    assert found(str(tmp_path / "**")) == every
+    assert found(tmp_path, tmp_path / "a.png", tmp_path / "sub", tmp_path) == every
+    assert found(tmp_path, tmp_path / "sub" / ".hidden") == sorted([*every, "sub/.hidden/d.png"])
+
+
+def test_a_name_that_begins_like_a_home_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(fill(tmp_path, "~nobody.png"))
+    assert names("~nobody.png") == ["~nobody.png"]
