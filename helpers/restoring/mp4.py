@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
@@ -20,6 +21,8 @@ RED_BLUE = {1: (0.2126, 0.0722), 4: (0.3, 0.11), 5: (0.299, 0.114), 7: (0.212, 0
             9: (0.2627, 0.0593)}  # shares of luma, by swscale's number
 QUALITY = {"crf": "14", "preset": "medium", "bf": "0"}  # no B-frames: pieces join without overlap
 COPIED = ("aac", "mp3", "mp3float", "ac3", "eac3", "opus", "flac", "alac")  # sound of an mp4
+AAC_RATES = (8_000, 11_025, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000)
+LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 8: "7.1"}
 
 
 class Piece:
@@ -153,10 +156,17 @@ def _sound(source: Path, number: int, output: Any, notes: list[str]
             yield from _handed(container.demux(track), stream)
             return
         notes.append(f"its sound ({track.codec_context.name}) is encoded anew, as AAC")
-        stream = output.add_stream("aac", rate=track.rate, layout=track.layout.name)
+        rate = track.rate if track.rate in AAC_RATES else 48_000
+        layout = LAYOUTS.get(track.layout.nb_channels, track.layout.name)  # not all files name it
+        stream = output.add_stream("aac", rate=rate, layout=layout)
         yield 0.0, None
-        for frame in container.decode(track):
-            for packet in stream.encode(frame):
-                yield float(packet.dts * packet.time_base), packet
-        for packet in stream.encode(None):
-            yield float(packet.dts * packet.time_base), packet
+        fitting = package().AudioResampler("fltp", layout, rate)
+        for frame in itertools.chain(container.decode(track), [None]):
+            for part in fitting.resample(frame):
+                yield from _timed(stream.encode(part))
+        yield from _timed(stream.encode(None))
+
+
+def _timed(packets: Iterable[Any]) -> Iterator[tuple[float, Any]]:
+    for packet in packets:
+        yield float(packet.dts * packet.time_base), packet

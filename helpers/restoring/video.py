@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from ..model import SplatEnhancer
 from ..storage import digest, read_sealed, write_sealed, write_whole
-from .clips import Clip, look_at, read_frames
+from .clips import Clip, look_at, package, read_frames
 from .marks import Mark, placing
 from .mp4 import Piece, join, read_comment
 from .report import Report
@@ -43,14 +44,28 @@ def restore_video(model: SplatEnhancer, path: Path, folder: Path, settings: Rest
     report.notes += clip.notes
     mark = mark.of_content(path)
     parts = _parts(folder, mark)
-    done = _restore_pieces(model, clip, settings, report, parts)
+    try:
+        done = _restore_pieces(model, clip, settings, report, parts)
+    except ValueError:  # it would be so again
+        shutil.rmtree(parts, ignore_errors=True)
+        raise
     pieces = [parts / PIECE.format(number) for number in range(-(-done // PIECE_FRAMES))]
     whole = parts / "whole.mp4"
-    report.notes += join(pieces, whole, str(mark), path)
+    report.notes += _joined(pieces, whole, str(mark), path)
     with placing(path, folder, mark, ".mp4", read_comment) as target:
         whole.replace(target)
     shutil.rmtree(parts, ignore_errors=True)
     return [target]
+
+
+def _joined(pieces: Sequence[Path], whole: Path, comment: str, source: Path) -> tuple[str, ...]:
+    """`join`; sound that fits into no mp4 is left out, for the pictures' sake."""
+    try:
+        return join(pieces, whole, comment, source)
+    except (ValueError, package().error.FFmpegError) as error:
+        join(pieces, whole, comment)
+        reason = getattr(error, "strerror", None) or error
+        return (f"its sound is left out, as no mp4 can take it ({reason})",)
 
 
 def _parts(folder: Path, mark: Mark) -> Path:

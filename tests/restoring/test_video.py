@@ -5,6 +5,7 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -138,6 +139,7 @@ def test_a_turned_film_is_restored_upright(tmp_path, quarters):
 
 @pytest.mark.parametrize(("suffix", "codec", "sound", "kept"), [
     (".mkv", "libx264", "flac", "flac"), (".mov", "mpeg4", "pcm_s16le", None),
+    (".mkv", "mpeg4", "pcm_s16le", None),
     (".webm", "libvpx-vp9", "libopus", "opus"), (".mkv", "mpeg4", "libmp3lame", "mp3float"),
     (".avi", "mpeg4", "libmp3lame", "mp3float")])
 def test_other_containers_become_mp4_with_their_sound(tmp_path, suffix, codec, sound, kept):
@@ -328,3 +330,31 @@ def test_memory_does_not_grow_with_the_length(tmp_path):
                           text=True, capture_output=True, check=True)
     _, few, many = (int(line) / 1_024 for line in done.stdout.split())
     assert many - few < 15, (few, many)  # MiB; the further frames alone are 54
+
+
+def test_sound_that_no_mp4_can_take_costs_no_picture(tmp_path):
+    import av
+    source = tmp_path / "a.mkv"
+    with av.open(str(make_film(tmp_path / "b.mkv", moving(5)))) as film, \
+            av.open(str(source), "w") as output:
+        video = output.add_stream_from_template(film.streams.video[0])
+        tone = output.add_stream("libmp3lame", rate=8_000, layout="mono")  # an mp4 wants 16,000
+        for packet in film.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = video
+                output.mux(packet)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1_152), np.int16), "s16", "mono")
+        frame.sample_rate, frame.pts = 8_000, 0
+        output.mux([*tone.encode(frame), *tone.encode(None)])
+    path, notes = restore(source)
+    assert len(read_film(path).frames) == 5 and read_film(path).sounds == []
+    assert notes == ["its sound is left out, as no mp4 can take it (Invalid argument)"]
+
+
+def test_a_film_that_is_damaged_in_its_middle_leaves_no_pieces(tmp_path):
+    path = make_film(tmp_path / "a.mp4", moving(40), options={"g": "10"})
+    content = bytearray(path.read_bytes())
+    at = content.find(b"mdat") + len(content) // 3
+    content[at:at + 2_000] = bytes(2_000)
+    path.write_bytes(content)
+    assert "a video that can be read" in refusal(path)
