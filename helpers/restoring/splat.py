@@ -8,9 +8,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from ..errors import refused
 from ..model import SplatEnhancer
 from ..pictures import read_picture, source_of, write_picture
-from ..splats import draw, flow_between, orbit, read_ply
+from ..splats import draw, flow_between, framed, orbit, read_ply
 from .clips import BT709, Clip
 from .marks import Mark, placing, result_of
 from .mp4 import Piece, join, read_comment
@@ -43,6 +44,7 @@ def restore_splat(model: SplatEnhancer, path: Path, folder: Path, settings: Rest
     mark = mark.of_content(path)
     scene, notes = read_ply(path)
     report.notes += notes
+    scene = framed(scene)
     cameras = orbit(scene, views=settings.views, size_px=settings.view_px, up=settings.up,
                     arc_deg=settings.arc_deg, elevation_deg=settings.elevation_deg,
                     fov_deg=settings.fov_deg)
@@ -55,9 +57,12 @@ def restore_splat(model: SplatEnhancer, path: Path, folder: Path, settings: Rest
     piece, steadier = Piece(clip), Steadier(settings.steady)
     for number, camera in enumerate(cameras):
         view = draw(scene, camera, backdrop)
+        if not number and not view.alpha.any():
+            raise refused(path.name, "Gaussians that can be seen", "a view without any",
+                          "look at it in a viewer of splats, and train it again")
         restored, render = files[2 * number:2 * number + 2]
         own = str(mark.of_part(f"view_{number:03}"))
-        if source_of(restored) != own:
+        if {source_of(restored), source_of(render)} != {own}:
             write_picture(render, view.picture, source=own)
             write_picture(restored, model.enhance(view.picture[None], settings.strength)[0],
                           source=own)

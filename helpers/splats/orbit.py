@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,8 +26,17 @@ def frame(scene: Scene) -> tuple[Tensor, float]:
     """Centre (3,) and radius of what a scene shows: strays, however far, do not move them."""
     weights = scene.opacities.sigmoid()
     centre = torch.stack([_quantile(axis, weights, 0.5) for axis in scene.means.unbind(1)])
-    radius = float(_quantile((scene.means - centre).norm(dim=1), weights, CONTENT_SHARE))
-    return centre, max(radius, 1e-6)
+    far = (scene.means - centre).double().norm(dim=1)
+    wide = scene.lengths.amax(1).double().exp()  # of one Gaussian, or of some at one place
+    return centre, float(max(_quantile(far, weights, CONTENT_SHARE), _quantile(wide, weights, 0.5),
+                             torch.tensor(1e-30)))
+
+
+def framed(scene: Scene) -> Scene:
+    """The same scene about 0 with radius 1: no camera is too near in units however small."""
+    centre, radius = frame(scene)
+    return replace(scene, means=(scene.means - centre) / radius,
+                   lengths=scene.lengths - math.log(radius))
 
 
 def orbit(scene: Scene, *, views: int, size_px: int, up: str = "-y", arc_deg: float = 360.0,

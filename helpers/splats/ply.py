@@ -47,7 +47,7 @@ def read_ply(source: str | Path) -> tuple[Scene, tuple[str, ...]]:
     except (plyfile.PlyParseError, ValueError, KeyError) as error:
         raise refused(path.name, "as many rows as its header says", str(error),
                       "copy or export it again") from error
-    columns = {name: np.asarray(rows[name], np.float32) for name in names}
+    columns = {name: np.array(rows[name], np.float32) for name in names}  # of any stride
 
     def gathered(*own: str) -> torch.Tensor:
         return torch.from_numpy(np.stack([columns[name] for name in own], 1))

@@ -1,5 +1,7 @@
 """A trained scene from its file to restored views and a turntable; interrupted, it goes on."""
 
+import math
+from dataclasses import replace
 from zipfile import ZipFile
 
 import pytest
@@ -12,7 +14,7 @@ from helpers.restoring import RestoreConfig, find, restore_all, zipped
 from helpers.restoring.marks import Mark
 from helpers.restoring.report import Report
 from helpers.restoring.splat import restore_splat
-from helpers.splats import draw, orbit, read_ply
+from helpers.splats import draw, orbit, read_ply, write_ply
 
 pytest.importorskip("av")
 from tests.restoring.films import read_film
@@ -89,3 +91,31 @@ def test_a_scene_in_a_folder_is_restored_once_and_damage_is_named(head, enhancer
 def test_settings_of_no_use_are_refused(bad):
     with pytest.raises(ValueError, match=r"expected .*, got .*; "):
         RestoreConfig(**bad)
+
+
+@pytest.mark.parametrize("scale", [1e-5, 1e20])
+def test_a_scene_looks_the_same_in_any_unit(head, scale):
+    scene, _ = read_ply(head)
+    files = restore(head, Sharper())
+    other = write_ply(head.parent / "unit.ply", replace(
+        scene, means=scene.means * scale, lengths=scene.lengths + math.log(scale)))
+    for file, same in zip(files[1:], restore(other, Sharper())[1:], strict=True):
+        assert (read_picture(file).rgb - read_picture(same).rgb).abs().mean() < 2e-3
+
+
+def test_a_single_gaussian_is_seen_and_invisible_ones_are_refused(head):
+    scene = read_ply(head)[0][:1]
+    seen = replace(scene, opacities=torch.full_like(scene.opacities, 3.0))
+    files = restore(write_ply(head.parent / "one.ply", seen), Sharper())
+    assert float(read_picture(files[2]).rgb.std()) > 0.01
+    gone = replace(scene, opacities=torch.full_like(scene.opacities, -50.0))
+    with pytest.raises(ValueError, match=r"none\.ply: expected Gaussians that can be seen, got "):
+        restore(write_ply(head.parent / "none.ply", gone), Sharper())
+    assert not list(head.parent.glob("none_*"))
+
+
+def test_a_view_that_was_removed_is_drawn_again(head):
+    files = restore(head, Sharper())
+    files[0].unlink()
+    files[2].unlink()
+    assert all(file.exists() for file in restore(head, Sharper()))

@@ -189,3 +189,13 @@ def test_a_scene_of_other_shapes_is_refused():
         with pytest.raises(ValueError, match="scene"):
             Scene(**parts | {name: parts[name][:, :2] if parts[name].ndim > 1 else parts[name][:2]})
     assert set(NEEDED) >= {"x", "opacity", "rot_3"}
+
+
+def test_columns_of_other_widths_may_lie_between(tmp_path):
+    content = write_by_hand(tmp_path / "a.ply", scene := make_scene()).read_bytes()
+    head, body = content.split(b"end_header\n", 1)
+    rows = np.frombuffer(body, np.uint8).reshape(len(scene), -1)
+    wider = np.concatenate([rows, rows[:, :3]], 1).tobytes()  # red, green and blue, as many write
+    (tmp_path / "a.ply").write_bytes(head + b"property uchar red\nproperty uchar green\n"
+                                     b"property uchar blue\nend_header\n" + wider)
+    assert_same(read_ply(tmp_path / "a.ply")[0], scene)
