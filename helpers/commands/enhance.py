@@ -43,6 +43,9 @@ class Enhance(Command):
     def __post_init__(self) -> None:
         if self.inputs == ():
             raise refused("inputs", "files, folders or patterns", "none", "name some")
+        if self.zip and (self.zip.suffix.lower() != ".zip" or self.zip.is_dir()):
+            raise refused("--zip", "a file called .zip, which is written over", str(self.zip),
+                          "name another")
 
     def run(self) -> dict[str, Any]:
         """Restore; launched processes share the files, and the first counts for all."""
@@ -84,6 +87,9 @@ class Head(Command):
 
     def run(self) -> dict[str, Any]:
         """Write it."""
+        if self.out.exists():
+            raise refused(str(self.out), "a name that is free", "a file that is there",
+                          "name another, or remove it")
         file = write_head(self.out, self.identity)
         print(f"{file}: restore it by `enhance {file} --arc_deg 120`")
         return {"head": file}

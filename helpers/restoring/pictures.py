@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..model import SplatEnhancer
 from ..pictures import read_picture, repaired, write_picture
-from .marks import Mark, placing
+from .marks import Mark, placing, result_of
 from .report import Report
 from .settings import RestoreConfig
 
@@ -42,4 +42,8 @@ def restore_picture(model: SplatEnhancer, path: Path, folder: Path, settings: Re
     for part, image in (images | {mark: restored}).items():  # the one that counts comes last
         with placing(path, folder, part) as target:
             files.append(write_picture(target, image[0], picture.alpha, source=str(part)))
+    if not settings.overlay:  # none of an earlier result stays beside this one
+        old, fits = result_of(path, folder, mark.of_part(OVERLAY))
+        if not fits:
+            old.unlink(missing_ok=True)
     return files[::-1]

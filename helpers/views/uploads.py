@@ -69,9 +69,10 @@ def _contents(value: object) -> Iterator[tuple[str, bytes]]:
 
 def _keep(folder: Path, name: str, content: bytes) -> Path:
     """Write a file under its name, or the first that is free or of the same content."""
-    name, number = safe_name(Path(name).name, 100), 1
-    path = folder / name
+    plain, number = Path(safe_name(Path(name).name, 1_000)), 1
+    stem, suffix = safe_name(plain.stem, 90), plain.suffix[:10]
+    path = folder / f"{stem}{suffix}"
     while path.exists() and path.read_bytes() != content:
         number += 1
-        path = folder / f"{Path(name).stem}_{number}{Path(name).suffix}"
+        path = folder / f"{stem}_{number}{suffix}"
     return write_whole(path, content)

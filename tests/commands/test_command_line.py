@@ -187,3 +187,13 @@ def test_a_failing_notebook_still_leaves_its_copy_and_the_source_alone(
     assert 'PRESET = "t4"' in copy.cells[1].source and source.read_bytes() == before
     titles = [line.split(" s  ")[1] for line in capsys.readouterr().out.splitlines()]
     assert titles == ["Choose", "2"]
+
+
+def test_nothing_of_a_user_is_written_over(tmp_path, capsys):
+    (tmp_path / "head.ply").write_bytes(b"mine")
+    assert main(["head", str(tmp_path / "head.ply")]) == 1
+    with pytest.raises(SystemExit) as stopped:
+        main(["enhance", "a.png", "--zip", str(tmp_path / "head.ply")])
+    assert stopped.value.code == 2 and (tmp_path / "head.ply").read_bytes() == b"mine"
+    said = capsys.readouterr().err
+    assert "a name that is free" in said and "a file called .zip" in said

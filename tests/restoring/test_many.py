@@ -224,3 +224,13 @@ def test_two_processes_share_a_folder_and_one_that_is_killed_is_made_up_for(
     expected = {f"{number:02}{end}.png" for number in range(24) for end in ("", "_restored")}
     assert {Path(path).name for path in after} == expected
     assert all(result(one).shape == (64, 64, 3) for one in again.values())
+
+
+def test_an_overlay_of_another_strength_does_not_stay(enhancer, tmp_path):
+    (tmp_path / "a.png").write_bytes(every_kind()["rgb.png"])
+    (tmp_path / "b_overlay_restored.png").write_bytes(b"a user's own")
+    run(enhancer, tmp_path, RestoreConfig(overlay=True))
+    assert (tmp_path / "a_overlay_restored.png").exists()
+    (one,) = run(enhancer, tmp_path, RestoreConfig(strength=0.5)).values()
+    assert not one.error and not (tmp_path / "a_overlay_restored.png").exists()
+    assert (tmp_path / "b_overlay_restored.png").exists()

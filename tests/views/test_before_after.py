@@ -139,3 +139,10 @@ def test_an_outcome_without_files_is_no_line_too_few(capsys, renders):
     one, *_ = find(renders)
     show_restored([Outcome(one, skipped=True, notes=("another process restores it",))])
     assert "0.png → nothing (there already); another process" in capsys.readouterr().out
+
+
+def test_a_long_name_keeps_its_suffix(tmp_path):
+    button = UploadButton(tmp_path / "mine")
+    button._take({"new": ({"name": f"{'long ' * 40}.png", "content": memoryview(b"one")},)})
+    (kept,) = (tmp_path / "mine").iterdir()
+    assert kept.suffix == ".png" and len(kept.name) <= 100
