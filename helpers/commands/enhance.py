@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 import tyro
 
 from .. import checkpoints
+from ..config import PACKAGE
 from ..errors import refused
 from ..machine import Bar, Runtime, processes, workspace
 from ..model import SplatEnhancer
@@ -74,7 +75,8 @@ class Enhance(Command):
             found["results"] += one.files[:max(0, LISTED - len(found["results"]))]
         found = merged(team.gather(found))
         print(", ".join(f"{found[what]} {what}" for what in ("restored", "skipped", "failed")))
-        print(f"results: {self.output_dir or 'beside the inputs'}", *found["results"][:1], sep=", ")
+        example = "".join(f", such as {file}" for file in found["results"][:1])
+        print(f"results: {self.output_dir or 'beside the inputs'}{example}")
         return found
 
 
@@ -119,7 +121,8 @@ def chosen_model(name: str, machine: Runtime, work: Path) -> tuple[SplatEnhancer
                                    default=None)
     if not name and newest is None:
         raise refused("--model", f"an export, a hub name, or a run in {work}", "none",
-                      "train one, or name one")
+                      f"run `python -m {PACKAGE} train` first (minutes with --preset demo), or "
+                      "name one")
     if name or newest.name == "card.json":
         name = name or str(newest.parent)
         return load_export(name, device=machine.device, dtype=machine.dtype), name

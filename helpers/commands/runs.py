@@ -108,6 +108,8 @@ class Run:
 class OfRun(Command):
     """What the commands about a run share."""
 
+    published: ClassVar[dict[str, str]] = {"work_dir": "output_dir"}  # as enhance calls it
+
     output_dir: Path | None = None  # holds data/, runs/ and results/; none: the notebook's folder
     drive_dir: Path | None = None  # gets a copy of every save, as Drive does; none: no copies
     mixed_precision: Precision = "auto"  # of frozen weights: float32 on a CPU, fp16 on a GPU
@@ -117,7 +119,7 @@ class OfRun(Command):
 class Prepare(OfRun):
     """Download or draw the faces of a run, and make its pairs; what is there is not made again."""
 
-    published: ClassVar[dict[str, str]] = PUBLISHED
+    published: ClassVar[dict[str, str]] = PUBLISHED | OfRun.published
     together: ClassVar[bool] = True
 
     config: Annotated[Config, tyro.conf.arg(name="")]
@@ -235,5 +237,6 @@ def newest_run(work: Path) -> str:
     """The run of a work folder that was saved last; ValueError where there is none."""
     saved = list((work / "runs").glob(f"*/{checkpoints.LATEST}"))
     if not saved:
-        raise refused("run", "a trained one", f"none in {work / 'runs'}", "train one first")
+        raise refused("run", "a trained one", f"none in {work / 'runs'}",
+                      "train one first, or name its folder by --output_dir")
     return max(saved, key=lambda path: path.stat().st_mtime_ns).parent.name

@@ -23,6 +23,8 @@ REGION_OF_LABEL = {  # ear_r is an earring, neck_l a necklace
     **dict.fromkeys(("skin", "l_ear", "r_ear", "neck", "l_brow", "r_brow"), SKIN),
     **dict.fromkeys(("l_eye", "r_eye", "eye_g"), EYES), "nose": NOSE,
     **dict.fromkeys(("mouth", "u_lip", "l_lip"), MOUTH), "hair": HAIR}
+INSTEAD = (", or put region maps into masks/ beside the photographs (see README.md), or choose "
+           "the 'demo' preset without photographs")
 
 
 def region_lookup(id2label: Mapping[int | str, str]) -> Tensor:
@@ -59,13 +61,13 @@ class FaceParser:
 
     def __init__(self, name: str = FACE_PARSER, *, device: torch.device | str = "cpu") -> None:
         from transformers import SegformerForSemanticSegmentation, SegformerImageProcessor
-        folder = fetch(name, *PARSER_FILES)
+        folder = fetch(name, *PARSER_FILES, instead=INSTEAD)
         try:
             # By class: older checkpoints name a SegformerFeatureExtractor that Auto rejects
             self.processor = SegformerImageProcessor.from_pretrained(folder)
             model = load_whole(SegformerForSemanticSegmentation, folder, name)
         except HUB_ERRORS as error:
-            raise out_of_reach(name, error) from error
+            raise out_of_reach(name, error, INSTEAD) from error
         self.model = model.to(device).eval()
         self.lookup = region_lookup(self.model.config.id2label).to(device)
 

@@ -114,7 +114,7 @@ def load(name: str | Path, *, device: torch.device | str = "cpu",
         ValueError: no export there, a damaged one, or one that does not fit its base.
         RuntimeError: the hub did not give it, or its base.
     """
-    card, tensors = read(fetch(name, [CARD, WEIGHTS], instead=""))
+    card, tensors = read(fetch(name, [CARD, WEIGHTS], instead=f"; no folder {name} is here"))
     if dtype is None:
         dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     model = SplatEnhancer.from_pretrained(ModelConfig(**card["model"]), device=device, dtype=dtype,

@@ -84,6 +84,9 @@ def prepare_pairs(config: Config, faces: Faces, folder: Path, *, device: torch.d
     if settings.own.strip():
         sources["own"] = prepare_own(settings, config.data.size_px, folder, drive=drive,
                                      progress=progress, faces=faces)
+        if not wanted["own"]:
+            print("pairs: own ones are named but have no share: they are only measured; give "
+                  "pairs.own_share (in the notebook OWN) more than 0 to learn from them")
     return sources
 
 

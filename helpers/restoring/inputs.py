@@ -16,6 +16,7 @@ from ..storage import own_path
 
 KINDS = {"picture": SUFFIXES, "video": (".mp4", ".mov", ".mkv", ".webm", ".avi"),
          "splat": (".ply",)}  # by suffix
+NAMED_ONLY = {".splat": "splat", ".ksplat": "splat", ".spz": "splat"}  # refused by who knows them
 OURS = re.compile(r"_restored(_\d+)?$")  # ends the stem of every result
 RESULTS = "results of ours (*_restored)"
 Named = str | Path | Sequence[str | Path]
@@ -35,6 +36,11 @@ def kind_of(path: str | Path) -> str | None:
     """"picture", "video" or "splat", by a file's suffix; None for any other."""
     suffix = Path(path).suffix.lower()
     return next((kind for kind, suffixes in KINDS.items() if suffix in suffixes), None)
+
+
+def _kind_if_named(path: Path) -> str:
+    """The kind of a file that no folder would give, but somebody has named."""
+    return NAMED_ONLY.get(path.suffix.lower(), "picture")
 
 
 def is_result(path: str | Path) -> bool:
@@ -71,7 +77,7 @@ def find(what: Named, *, output: Path | None = None,
             left_out[RESULTS] += 1
             continue
         else:
-            inputs = [Input(path, kind_of(path) or "picture", path.relative_to(root))]
+            inputs = [Input(path, kind_of(path) or _kind_if_named(path), path.relative_to(root))]
         for one in inputs:
             found += 1
             yield one

@@ -119,6 +119,7 @@ def restore_all(model: SplatEnhancer, inputs: Iterable[Input],
 def zipped(outcomes: Iterable[Outcome], path: Path) -> Iterator[Outcome]:
     """Pass outcomes on, and put all results, in their tree, into one zip; whole or not at all."""
     partial = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with ZipFile(partial, "w") as whole:  # stored: pictures and videos are compressed already
             for outcome in outcomes:
