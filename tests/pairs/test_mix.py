@@ -117,14 +117,15 @@ def test_the_training_batch_has_them(mixed, sources, faces):
     assert keep.shape == (4,)
 
 
-def test_only_wanted_sources_are_made(config, mixed, faces, tmp_path):
+def test_only_wanted_sources_are_made(config, mixed, faces, tmp_path, capsys):
     assert prepare_pairs(config, faces, tmp_path / "data", progress=None) == {}
     assert not (tmp_path / "data").exists()
     measured = mixed.with_({"pairs.own_share": 0.0, "pairs.fitted": 0.0, "pairs.rendered": 0.0})
     assert prepare_pairs(measured, faces, tmp_path / "data", progress=None).keys() == {"own"}
+    assert "own ones are named but have no share" in capsys.readouterr().out
     both = prepare_pairs(mixed.with_({"pairs.fitted": 0.0}), faces, tmp_path / "data",
                          progress=None)
-    assert both.keys() == {"own", "rendered"}
+    assert both.keys() == {"own", "rendered"} and "share" not in capsys.readouterr().out
 
 
 def test_a_missing_source_and_one_of_another_size_are_refused(mixed, sources, faces):

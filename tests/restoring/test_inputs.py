@@ -8,6 +8,7 @@ import pytest
 
 from helpers.restoring import count, find, kind_of
 from helpers.restoring.inputs import KINDS
+from helpers.splats import read_ply
 
 
 def fill(folder: Path, *names: str) -> Path:
@@ -125,3 +126,13 @@ def test_what_is_named_twice_is_found_once(tmp_path):
 def test_a_name_that_begins_like_a_home_is_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(fill(tmp_path, "~nobody.png"))
     assert names("~nobody.png") == ["~nobody.png"]
+
+
+@pytest.mark.parametrize("name", ["a.splat", "a.ksplat", "a.SPZ"])
+def test_a_compressed_splat_that_is_named_is_known_and_one_in_a_folder_is_left_out(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x00" * 64)
+    (tmp_path / "b.ply").write_bytes(b"ply\n")
+    assert [one.kind for one in find(tmp_path / name)] == ["splat"]
+    assert [one.path.name for one in find(tmp_path, say=None)] == ["b.ply"]
+    with pytest.raises(ValueError, match=r"export .*\.ply"):
+        read_ply(tmp_path / name)

@@ -71,7 +71,7 @@ def test_what_was_interrupted_goes_on_and_ends_the_same(head, tmp_path):
 
 def test_a_scene_in_a_folder_is_restored_once_and_damage_is_named(head, enhancer):
     (head.parent / "cut.ply").write_bytes(head.read_bytes()[:-9])
-    views, archive = head.parent / "head_restored", head.parent / "all.zip"
+    views, archive = head.parent / "head_restored", head.parent / "zips" / "all.zip"
     for count, skipped in ((3, False), (2, False), (2, True)):
         settings = RestoreConfig(views=count, view_px=64)
         bad, good = zipped(restore_all(enhancer, find(head.parent, say=None), settings,
