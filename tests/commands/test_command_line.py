@@ -44,8 +44,8 @@ def test_wrong_usage_exits_2_and_says_what_is_wrong(arguments, said, capsys):
 @pytest.mark.parametrize("arguments", [
     ["metrics", "no/such/folder"], ["tidy", "no/such.ipynb"], ["notebook", "--preset", "huge"],
     ["enhance", "no/such.png"], ["evaluate", "--work_dir", "{}"],
-    ["head", "--identity", "3"], ["evaluate", "--output_dir", "{}"], ["train", "--mixed_precision", "fp16",
-                                                                      "--preset", "demo"]])
+    ["head", "--identity", "3"], ["evaluate", "--output_dir", "{}"],
+    ["train", "--mixed_precision", "fp16", "--preset", "demo"]])
 def test_what_cannot_be_done_exits_1_with_one_line(arguments, tmp_path, capsys):
     arguments = [argument.format(tmp_path) for argument in arguments]
     assert main(arguments) == 1
