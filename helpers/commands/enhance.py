@@ -16,6 +16,7 @@ from ..model import SplatEnhancer
 from ..model import load as load_export
 from ..pairs import write_head
 from ..restoring import RestoreConfig, count, find, restore_all, zipped
+from ..storage import own_path
 from .command import Command
 from .runs import Precision, machine_with
 
@@ -50,21 +51,21 @@ class Enhance(Command):
 
     def run(self) -> dict[str, Any]:
         """Restore; launched processes share the files, and the first counts for all."""
-        team = processes()
+        team, output = processes(), self.output_dir and own_path(self.output_dir)
         if self.zip and team.ranks > 1:
             raise refused("--zip", "one process, which alone sees all results", team.ranks,
                           "leave it out, and zip them afterwards by the same with one process")
-        total = count(self.inputs, self.output_dir)  # what is wrong is told before a model is built
+        total = count(self.inputs, output)  # what is wrong is told before a model is built
         machine = machine_with(self.mixed_precision)
         with team.one_before_others():
             model, origin = chosen_model(self.model, machine, workspace(machine, self.work_dir))
         print(f"{total} to restore by {origin}")
-        outcomes = restore_all(model, find(self.inputs, output=self.output_dir, say=Bar.write),
-                               self.settings, output=self.output_dir, total=total,
+        outcomes = restore_all(model, find(self.inputs, output=output, say=Bar.write),
+                               self.settings, output=output, total=total,
                                share=(team.rank, team.ranks))
         found: dict[str, Any] = {"model": origin, "restored": 0, "skipped": 0, "failed": 0,
                                  "results": [], "errors": {}}
-        for one in zipped(outcomes, self.zip) if self.zip else outcomes:
+        for one in zipped(outcomes, own_path(self.zip)) if self.zip else outcomes:
             found["failed" if one.error else "skipped" if one.skipped else "restored"] += 1
             for note in one.notes:
                 Bar.write(f"{one.path}: {note}")
@@ -76,7 +77,7 @@ class Enhance(Command):
         found = merged(team.gather(found))
         print(", ".join(f"{found[what]} {what}" for what in ("restored", "skipped", "failed")))
         example = "".join(f", such as {file}" for file in found["results"][:1])
-        print(f"results: {self.output_dir or 'beside the inputs'}{example}")
+        print(f"results: {output or 'beside the inputs'}{example}")
         return found
 
 

@@ -57,7 +57,9 @@ def restore(model: SplatEnhancer, picture: Picture | str | Path | list, strength
         read = read_picture(picture)
         return to_image(model.enhance(read.rgb[None], strength)[0], read.alpha)
     if isinstance(picture, np.ndarray):
-        values = torch.from_numpy(np.array(picture))  # a copy: it may be read-only
+        if picture.dtype.kind not in "uif":
+            raise refused("picture", "an array of numbers", str(picture.dtype), "convert it")
+        values = torch.from_numpy(picture.astype(picture.dtype.newbyteorder("=")))  # a copy
         if values.ndim not in (3, 4) or values.shape[-1] not in (3, 4):
             raise refused("picture", "an array (H, W, 3 or 4), or a batch of them", picture.shape,
                           "put the colours last")

@@ -125,7 +125,10 @@ def zipped(outcomes: Iterable[Outcome], path: Path) -> Iterator[Outcome]:
             for outcome in outcomes:
                 for file in outcome.files:  # the first lies in the folder of the results
                     place = file.relative_to(outcome.files[0].parent)
-                    whole.write(file, outcome.input.relative.parent / place)
+                    name = os.fsencode(outcome.input.relative.parent / place).decode(
+                        errors="backslashreplace")  # not every name of a file is a text
+                    if name not in whole.NameToInfo:  # copies of a file share its result
+                        whole.write(file, name)
                 yield outcome
         partial.replace(path)
     finally:

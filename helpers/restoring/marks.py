@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ class Mark:
     def of(cls, path: Path, by: str) -> Mark:
         """The mark of a file as it is now, not read yet."""
         now = path.stat()
-        origin = hashlib.sha256(str(path.parent.resolve() / path.name).encode()).hexdigest()[:16]
+        origin = hashlib.sha256(os.fsencode(path.parent.resolve() / path.name)).hexdigest()[:16]
         return cls(origin, now.st_size, now.st_mtime_ns, by)
 
     @classmethod

@@ -107,7 +107,7 @@ def test_the_newest_run_is_measured_with_its_own_settings(begun, capsys, monkeyp
     assert runs.newest_run(work) == "demo"
 
 
-def test_enhance_takes_the_newest_model_and_says_which(begun, tmp_path, capsys):
+def test_enhance_takes_the_newest_model_and_says_which(begun, tmp_path, capsys, monkeypatch):
     work = begun[0]
     (tmp_path / "a.png").write_bytes(every_kind()["rgba.png"])
     (tmp_path / "b.png").write_bytes(b"no picture")
@@ -123,6 +123,11 @@ def test_enhance_takes_the_newest_model_and_says_which(begun, tmp_path, capsys):
         assert told["results"] == [str(tmp_path / "a_restored.png")]
         assert (told["restored"], told["skipped"], told["failed"]) == (restored, 1 - restored, 1)
         assert list(told["errors"]) == [str(tmp_path / "b.png")]
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    assert main([*command, "--output_dir=~/out"]) == 1  # no shell puts a home there
+    assert json.loads(capsys.readouterr().out)["results"] == [
+        str(tmp_path / "home" / "out" / "a_restored.png")]
     assert main([*command[:2], "--work_dir", str(tmp_path)]) == 1
     assert "expected an export, a hub name, or a run in" in capsys.readouterr().err
 

@@ -35,6 +35,7 @@ def test_what_comes_back_is_of_the_kind_that_was_given_and_all_agree(enhancer, e
     assert both.shape == (2, 3, 24, 32) and both.dtype == torch.float16
     wide = restore(model, np.float64(RGBA[None]) / 255)
     assert wide.shape == (1, 24, 32, 4) and wide.dtype == np.float64
+    assert np.array_equal(restore(model, (np.float64(RGBA) / 255).astype(">f8")), wide[0])
     plain = restore(model, Image.fromarray(RGBA[..., 0]), strength=0.0)
     assert plain.mode == "RGB" and np.array_equal(np.asarray(plain)[..., 1], RGBA[..., 0])
     many = restore(model, [path, image, rgb])
@@ -45,7 +46,7 @@ def test_what_comes_back_is_of_the_kind_that_was_given_and_all_agree(enhancer, e
 @pytest.mark.parametrize(("wrong", "said"), [
     (torch.zeros(1, 8, 8), "a tensor"), (np.zeros((3, 8, 8)), "an array"), (7, "got 'int'"),
     (torch.full((3, 8, 8), 2.0), r"in \[0, 1\]"), (np.zeros((8, 8)), "put the colours last"),
-    ("no/such.png", "check the path")])
+    ("no/such.png", "check the path"), (np.zeros((8, 8, 3), object), "an array of numbers")])
 def test_what_is_no_picture_is_refused(enhancer, wrong, said):
     with pytest.raises(ValueError, match=said):
         restore(enhancer, wrong)

@@ -234,3 +234,19 @@ def test_an_overlay_of_another_strength_does_not_stay(enhancer, tmp_path):
     (one,) = run(enhancer, tmp_path, RestoreConfig(strength=0.5)).values()
     assert not one.error and not (tmp_path / "a_overlay_restored.png").exists()
     assert (tmp_path / "b_overlay_restored.png").exists()
+
+
+@on_linux
+def test_names_that_are_no_text_are_restored_and_zipped_and_copies_only_once(enhancer, tmp_path):
+    folder = tmp_path / os.fsdecode(b"\xff")
+    try:
+        folder.mkdir()
+    except (OSError, UnicodeError):
+        pytest.skip("this disk takes names that are text alone")
+    for name in ("a.png", "a.PNG"):
+        (folder / name).write_bytes(every_kind()["rgb.png"])
+    found = restore_all(enhancer, find(tmp_path, say=None), progress=None)
+    outcomes = list(zipped(found, tmp_path / "all.zip"))
+    assert [one.error for one in outcomes] == ["", ""]
+    with ZipFile(tmp_path / "all.zip") as whole:
+        assert whole.namelist() == ["\\xff/a_restored.png"]
