@@ -15,7 +15,7 @@ from zipfile import ZipFile
 from zlib import crc32
 
 from ..checkpoints import trained_digest
-from ..machine import Bar, Stopped, StopRequests
+from ..machine import Bar, Stopped, StopRequests, free_memory, is_out_of_memory
 from ..model import SplatEnhancer, fingerprint
 from ..pictures import GONE, source_of
 from ..storage import held
@@ -145,14 +145,24 @@ def _outcome(model: SplatEnhancer, one: Input, settings: RestoreConfig, output: 
     started = time.perf_counter()
     try:
         files, skipped = _restored(model, one, settings, output, by, report)
-    except (OSError, ValueError) as error:
+        return Outcome(one, tuple(files), time.perf_counter() - started, "", skipped,
+                       tuple(report.notes))
+    except Exception as error:  # whatever is wrong with it, the others are restored
         if getattr(error, "errno", None) in ENDING:
             raise
-        text = str(error) if isinstance(error, ValueError) else \
-            f"{one.path.name}: {error.strerror or error} ({error.filename or one.path})"
-        return Outcome(one, (), time.perf_counter() - started, text)
-    return Outcome(one, tuple(files), time.perf_counter() - started, "", skipped,
-                   tuple(report.notes))
+        text, full = _in_words(error, one.path), is_out_of_memory(error)
+    if full:
+        free_memory()  # after `except`: by then nobody holds what the error held
+    return Outcome(one, (), time.perf_counter() - started, text)
+
+
+def _in_words(error: Exception, path: Path) -> str:
+    """Why a file was not restored, with its name."""
+    if isinstance(error, ValueError):  # ours: they name it
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{path.name}: {error.strerror or error} ({error.filename or path})"
+    return f"{path.name}: {type(error).__name__}: {error!s:.300}"
 
 
 def _restored(model: SplatEnhancer, one: Input, settings: RestoreConfig, output: Path | None,

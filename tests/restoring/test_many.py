@@ -16,6 +16,7 @@ from PIL import Image
 
 from helpers.commands import ROOT
 from helpers.machine import Stopped
+from helpers.model import SplatEnhancer
 from helpers.pictures import read_picture
 from helpers.restoring import RestoreConfig, find, restore_all, zipped
 from helpers.restoring.marks import Mark
@@ -250,3 +251,23 @@ def test_names_that_are_no_text_are_restored_and_zipped_and_copies_only_once(enh
     assert [one.error for one in outcomes] == ["", ""]
     with ZipFile(tmp_path / "all.zip") as whole:
         assert whole.namelist() == ["\\xff/a_restored.png"]
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError("no"),
+                                   RuntimeError("odd"), KeyError("odd")])
+def test_whatever_goes_wrong_with_one_file_the_others_are_restored(enhancer, tmp_path, monkeypatch,
+                                                                   error):
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).write_bytes(every_kind()["rgb.png"])
+    enhance, asked = SplatEnhancer.enhance_and_show, []
+
+    def failing(self, *arguments):
+        asked.append(1)
+        if len(asked) == 2:
+            raise error
+        return enhance(self, *arguments)
+
+    monkeypatch.setattr(SplatEnhancer, "enhance_and_show", failing)
+    one, two, three = restore_all(enhancer, find(tmp_path, say=None), progress=None)
+    assert not one.error and not three.error and not two.files
+    assert two.error.startswith(f"b.png: {type(error).__name__}: ")
