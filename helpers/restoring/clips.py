@@ -64,13 +64,17 @@ def look_at(path: Path) -> Clip:
         return _described(path, stream, first, frames)
 
 
-def read_frames(clip: Clip) -> Iterator[tuple[int, Tensor]]:
+def read_frames(clip: Clip, notes: list[str] | None = None) -> Iterator[tuple[int, Tensor]]:
     """The frames one after the other: the time in units of `clip.time_base`, (3, H, W) in [0, 1].
+
+    Args:
+        clip: from `look_at`.
+        notes: told in the end of frames that the decoder itself calls damaged.
 
     Raises:
         ValueError: the file is damaged, or its frames change their size.
     """
-    last = None
+    last, damaged = None, 0
     with opened(clip.path) as (container, stream):
         stream.thread_type = "AUTO"
         for frame in container.decode(stream):
@@ -82,7 +86,11 @@ def read_frames(clip: Clip) -> Iterator[tuple[int, Tensor]]:
             if (size := _upright((frame.width, frame.height), clip.quarters)) != clip.size:
                 raise refused(clip.path.name, f"{clip.size} px throughout", f"{size}",
                               "cut it there, or scale it")
+            damaged += frame.is_corrupt
             yield last, _to_rgb(frame, clip)
+    if damaged and notes is not None:
+        notes.append(f"{damaged} of its frames, or more, are damaged: what the decoder put there "
+                     "was restored")
 
 
 def package() -> Any:

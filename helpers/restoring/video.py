@@ -82,7 +82,8 @@ def _restore_pieces(model: SplatEnhancer, clip: Clip, settings: RestoreConfig, r
                     parts: Path) -> int:
     """Restore what is not there yet; returns how many frames there are."""
     kept = next(n for n in itertools.count() if not (parts / PIECE.format(n)).is_file())
-    done, steadier, frames = kept * PIECE_FRAMES, Steadier(settings.steady), read_frames(clip)
+    done, steadier = kept * PIECE_FRAMES, Steadier(settings.steady)
+    frames = read_frames(clip, report.notes)
     for _, rgb in itertools.islice(frames, done):
         steadier.before = rgb[None]
     if kept and settings.steady:

@@ -358,3 +358,16 @@ def test_a_film_that_is_damaged_in_its_middle_leaves_no_pieces(tmp_path):
     content[at:at + 2_000] = bytes(2_000)
     path.write_bytes(content)
     assert "a video that can be read" in refusal(path)
+
+
+def test_frames_that_the_decoder_calls_damaged_are_told(tmp_path):
+    make_film(path := tmp_path / "hit.mp4", moving(40))
+    content = bytearray(path.read_bytes())
+    middle = content.index(b"mdat") + (content.index(b"moov") - content.index(b"mdat")) // 2 \
+        if content.index(b"moov") > content.index(b"mdat") else len(content) * 3 // 4
+    content[middle:middle + 30] = bytes(30)
+    path.write_bytes(content)
+    _, notes = restore(path)
+    assert any("damaged: what the decoder put there" in note for note in notes)
+    make_film(whole := tmp_path / "whole.mp4", moving(40))
+    assert not any("damaged" in note for note in restore(whole)[1])
