@@ -405,7 +405,8 @@ def test_an_enhancer_by_its_name_on_the_hub_is_two_files(ask, hub):
     assert "unet.conv_in.weight" in trained
     error, _ = ask(load_enhancer, "someone/else")
     assert error.startswith("RuntimeError: hub: expected to load someone/else, got ")
-    assert error.endswith("log in with huggingface_hub.login() if it is private")
+    assert error.endswith("log in with huggingface_hub.login() if it is private; no folder "
+                          "someone/else is here")
 
 
 if __name__ == "__main__":
