@@ -19,4 +19,4 @@ from .reading import (
     read_picture,
     upright,
 )
-from .writing import restored_path, source_of, to_image, write_picture, write_restored
+from .writing import restored_path, source_of, to_image, write_picture

@@ -62,11 +62,6 @@ class Picture:
     notes: tuple[str, ...] = field(default=())  # what was taken for granted, in words
     faint: float = 0.0  # colours under no more alpha than this are not worth anything
 
-    @classmethod
-    def of(cls, rgb: Tensor, name: str) -> Picture:
-        """A picture from (3, H, W) in [0, 1], in memory only."""
-        return cls(rgb.detach().float().cpu().permute(1, 2, 0).contiguous().numpy(), name)
-
     @property
     def size(self) -> tuple[int, int]:
         """Width and height."""

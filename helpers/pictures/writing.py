@@ -12,9 +12,8 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from ..errors import refused
-from ..storage import digest, safe_name, write_whole
+from ..storage import safe_name, write_whole
 from .contract import check_images
-from .reading import Picture
 
 PERCEPTUAL, GAMMA = b"\0", (45_455).to_bytes(4, "big")  # what sRGB is called in a PNG
 SOURCE = "Source"  # PNG's own keyword: here, what the picture was made of
@@ -58,19 +57,6 @@ def to_image(rgb: Tensor, alpha: Tensor | None = None) -> Image.Image:
         parts.append(alpha)
     values = torch.cat([part.detach().float().cpu() for part in parts]).mul(255).round().byte()
     return Image.fromarray(values.permute(1, 2, 0).contiguous().numpy())
-
-
-def write_restored(folder: Path, picture: Picture, restored: Tensor) -> Path:
-    """Write what was made of a picture, with its alpha, under a name of its own; returns the file.
-
-    Args:
-        folder: where; `restored_path` says how it is called.
-        picture: that was restored.
-        restored: (3, H, W) in [0, 1].
-    """
-    source = digest(picture.pixels.tobytes())
-    path = restored_path(folder, picture.name, lambda there: source_of(there) == source)
-    return write_picture(path, restored, picture.alpha, source=source)
 
 
 def restored_path(folder: Path, name: str, ours: Callable[[Path], bool],

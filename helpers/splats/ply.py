@@ -21,7 +21,6 @@ from .scene import LARGEST_DEGREE, Scene
 
 LARGEST_HEADER_BYTES = 65_536
 LARGEST_COUNT = 4_000_000  # Gaussians: 1 GB of file; heads have some 100,000, rooms some millions
-REST = 3 * ((LARGEST_DEGREE + 1) ** 2 - 1)
 MEANS, COLORS = ("x", "y", "z"), ("f_dc_0", "f_dc_1", "f_dc_2")
 LENGTHS, TURNS = ("scale_0", "scale_1", "scale_2"), ("rot_0", "rot_1", "rot_2", "rot_3")
 NEEDED = (*MEANS, *COLORS, "opacity", *LENGTHS, *TURNS)

@@ -12,13 +12,12 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from helpers.pictures import (
     LARGEST_PIXELS,
-    Picture,
     UnusablePicture,
     check_images,
     read_picture,
     restored_path,
+    source_of,
     write_picture,
-    write_restored,
 )
 from helpers.storage import own_path, safe_name, write_whole
 from tests.mutated_images import try_them
@@ -209,8 +208,8 @@ def test_names_of_our_own_are_safe_and_short():
 
 def test_what_is_written_says_that_it_is_srgb_and_keeps_alpha(tmp_path):
     picture = read_picture(straight_and_premultiplied()[0], "disc.png")
-    path = write_restored(tmp_path, picture, picture.rgb)
-    assert path.name == "disc_restored.png"
+    path = write_picture(tmp_path / "disc_restored.png", picture.rgb, picture.alpha, source="disc")
+    assert source_of(path) == "disc"
     with Image.open(path) as image:
         image.load()
         assert image.mode == "RGBA" and image.info["srgb"] == 0
@@ -230,12 +229,15 @@ def test_no_file_is_written_over_but_an_earlier_restoration_of_the_same(tmp_path
     mine = tmp_path / "view_restored.png"
     mine.write_bytes(saved(Image.fromarray(RGB), "PNG"))
     before = mine.read_bytes()
-    one, other = (Picture.of(torch.full((3, 8, 8), v), "view.jpg") for v in (0.2, 0.7))
-    names = [write_restored(tmp_path, p, p.rgb).name for p in (one, other, one, other)]
+
+    def write(name, source):
+        path = restored_path(tmp_path, name, lambda there: source_of(there) == source)
+        return write_picture(path, torch.zeros(3, 8, 8), source=source)
+
+    names = [write("view.jpg", source).name for source in ("one", "other", "one", "other")]
     assert names == ["view_restored_2.png", "view_restored_3.png"] * 2
     assert mine.read_bytes() == before
-    long = Picture.of(torch.zeros(3, 8, 8), "x" * 250 + ".png")
-    assert write_restored(tmp_path, long, long.rgb).exists()
+    assert write("x" * 250 + ".png", "long").exists()
     (tmp_path / "gone_restored.png").symlink_to(tmp_path / "nowhere")
     assert restored_path(tmp_path, "gone.png", lambda _: False).name == "gone_restored_2.png"
 
