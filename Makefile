@@ -1,4 +1,4 @@
-# make demo | make test [ROOM=faces] | make bench | make lab | make lint | make colab | make kaggle | make oldest
+# make demo | make test [FILES=tests/test_images.py] | make results | make bench | make lab | make lint | make colab | make kaggle | make oldest
 PYTHON ?= python3
 PYTHON311 ?= python3.11
 PYTHON313 ?= python3.13
@@ -6,18 +6,22 @@ BIN := .venv/bin
 # A file is one worker's: what its tests share is built once
 ON_TWO_CORES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test bench lab lint colab kaggle oldest
+.PHONY: demo test results bench lab lint colab kaggle oldest
 .DELETE_ON_ERROR:
 
+# All it writes lies in work/, where git does not look
 demo: .venv/.demo
-	$(BIN)/python -m helpers notebook --preset demo
-	@$(BIN)/python -m helpers metrics results/demo
+	$(BIN)/python -m tools.run_notebook --preset demo --out work/results/demo
 
 test: .venv/.test
-	$(BIN)/python -m pytest $(ON_TWO_CORES) $(ROOM:%=tests/%)
+	$(BIN)/python -m pytest $(ON_TWO_CORES) $(FILES)
+
+# Copies what the last `make demo` measured to results/demo, which is committed
+results: .venv/.demo
+	$(BIN)/python -m tools.publish_results work/results/demo results/demo
 
 bench: .venv/.demo
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tools.bench
 
 lab: .venv/.lab
 	$(BIN)/jupyter lab splat_enhancer.ipynb
@@ -25,17 +29,17 @@ lab: .venv/.lab
 lint: .venv/.test
 	$(BIN)/ruff check .
 
-# The demo twice on Colab's packages, mended first as there; each time from their first state
+# The demo twice on Colab's packages; each time from their first state
 colab kaggle: .venv-colab/bin/pip
-	$< install --quiet -r ../shared/colab/requirements.txt
+	$< install --quiet -r tests/places/colab.txt
 	$< uninstall --quiet --yes lpips
-	.venv-colab/bin/python -m tests.places $@
+	.venv-colab/bin/python -m tools.places $@
 
 # The demo twice and the tests on the lowest versions; what they bring is new, and deprecates them
 oldest: .venv-oldest/bin/pip
 	sed 's/>=/==/' requirements.txt > .venv-oldest/requirements.txt
 	$< install --quiet -r .venv-oldest/requirements.txt -r tests/requirements.txt
-	.venv-oldest/bin/python -m tests.places oldest
+	.venv-oldest/bin/python -m tools.places oldest
 	.venv-oldest/bin/python -m pytest $(ON_TWO_CORES) -W ignore::DeprecationWarning
 
 .venv-colab/bin/pip:

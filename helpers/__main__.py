@@ -1,10 +1,8 @@
-"""`python -m helpers`; everything is in `commands/`."""
+"""`python -m splat_enhancer`; everything is in `cli.py`."""
 
 import sys
 
-from .commands import NOTEBOOK, ROOT, execute_notebook, main
-
-__all__ = ["NOTEBOOK", "ROOT", "execute_notebook", "main"]
+from .cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,358 +1,238 @@
-"""Every setting of a run, in frozen dataclasses: built once, checked, saved beside the weights."""
+"""Every setting of a run, in two frozen dataclasses, and the presets.
+
+Fields carry the names that users of img2img-turbo and diffusers know. This module imports no torch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
-from collections.abc import Mapping
+import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .errors import refused
-from .storage import write_whole
-
-PACKAGE = __name__.partition(".")[0]  # "helpers" in a checkout, "splat_enhancer" installed
 ASSETS = Path(__file__).parent / "assets"
-TINY_BASE = "tiny-sd-turbo"  # ours, embedded in helpers/assets
+TINY_BASE = "tiny-sd-turbo"  # embedded in helpers/assets
 SD_TURBO = "stabilityai/sd-turbo"
-LONGEST_NAME = 100
-NO_FILE_NAMES = {"con", "prn", "aux", "nul", *(f"{device}{number}" for device in ("com", "lpt")
-                                               for number in range(1, 10))}  # on Windows
+PAIR_KINDS = ("synthetic", "fit", "novel_view", "own")
+
+
+def option(default: Any, text: str, low: float = 0, high: float = math.inf) -> Any:
+    return field(default=default, metadata={"help": text, "limits": (low, high)})
+
+
+def _amount(default: float, group: str, text: str) -> Any:
+    return field(default=default, metadata={"help": text, "group": group, "limits": (0, 1)})
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Which faces, how many, how large."""
+class DegradationConfig:
+    """How a clean face is degraded, by default as the preset "medium"; amounts 0 change nothing.
 
-    source: str = "avatars"  # "avatars" (embedded), "celeba-hq" (hub), or a folder of images
-    size_px: int = 128  # side of the square images, a multiple of 64 (VAE ÷8, UNet ÷8 again)
-    train_images: int = 128  # how many it learns from
-    test_images: int = 24  # held out: never trained on, whatever train_images is
-    fitted_images: int = 8  # of these, also measured as underfitted Gaussians and damaged otherwise
-    strength_images: int = 1  # of these, also measured at each strength and under each effect alone
-    rendered_views: int = 1  # of each test head that are measured, inside the arc and outside each
-
-    def __post_init__(self) -> None:
-        _text(self, "source")
-        _numbers(self, size_px=(64, 2048), train_images=(1, 30_000), test_images=(1, 2_000),
-                 fitted_images=(1, 2_000), strength_images=(1, 2_000), rendered_views=(1, 100))
-        if self.size_px % 64:
-            raise refused("data.size_px", "a multiple of 64", self.size_px, "use 128, 256 or 512")
-
-
-@dataclass(frozen=True)
-class DegradeConfig:
-    """How a clean face is damaged: every amount lies in [0, 1], 0 leaves the image untouched.
-
-    The defaults are the preset "medium" of `DAMAGE`.
+    Fields stand in the order of application; the help says what each imitates in a real render.
     """
 
-    strength: float = 1.0  # one knob over all amounts below
-    # Training draws the damage of each sample anew; evaluation and preview do not. What follows
-    # stands in the order in which it is applied
-    strength_min: float = 0.0  # each sample's strength lies in [this, 1] · strength: all of them
-    amount_min: float = 0.5  # then each of its amounts in [this, 1] · the amount
-    clean_share: float = 0.05  # share of samples left untouched: a good render must stay one
-    # Blur by face region: eyes, nose and mouth heavy, skin and hair soft
-    skin: float = 0.5  # blurred
-    eyes: float = 0.8  # smeared and blurred: lids and iris run together
-    nose: float = 0.6  # blurred, and smeared a little
-    mouth: float = 0.9  # smeared and blurred: lips and teeth run together
-    hair: float = 0.6  # smeared along the strands, which merge
-    background: float = 0.3  # slightly blurred
-    variation: float = 0.7  # contrast of the patchy mask that modulates the regional blur
-    # Re-rendered as Gaussian splats: what the fit of a real avatar gets wrong
-    sparsity: float = 0.15  # too few Gaussians: 24,000 at 0, 1,000 at 1
-    oversize: float = 0.1  # too large ones: strands and features merge
-    needles: float = 0.2  # some stretched to needles
-    holes: float = 0.3  # some missing, in patches: a matte background shows
-    floaters: float = 0.2  # some misplaced, in front of the face
-    translucency: float = 0.4  # thin silhouettes: the background bleeds in
-    doubling: float = 0.3  # the silhouette a second time, beside the face
-    color_error: float = 0.2  # wrong low-order colour, blotchy
-    # Effects on the whole image
-    warp: float = 0.2  # low-frequency geometric error
-    surface_blur: float = 0.2  # bilateral: flattens skin, keeps edges
-    brightness: float = 0.3  # exposure drift, either way
-    color_jitter: float = 0.3  # per-channel gain drift
-    desaturation: float = 0.1  # colours fade towards grey
-    blur: float = 0.05  # overall softness
-    downscale: float = 0.05  # resolution lost and interpolated back
-    blocks: float = 0.05  # blotches of constant colour
-    ghosting: float = 0.3  # a translucent, shifted second contour
-    noise: float = 0.05  # mostly grey grain, its size a fixed share of the picture
+    strength: float = _amount(1.0, "overall", "How far the fit failed: multiplies every amount")
+    strength_min: float = _amount(
+        0.0, "training", "Weakest training sample, as a share of strength: avatars differ")
+    amount_min: float = _amount(
+        0.5, "training", "Least share of each amount in a sample: no two renders fail alike")
+    clean_share: float = _amount(
+        0.05, "training", "Share of samples left untouched: a good render must stay one")
+    skin: float = _amount(0.5, "regions", "Pores and wrinkles lost: skin like wax")
+    eyes: float = _amount(0.8, "regions", "Lids and iris run together, as where people blinked")
+    nose: float = _amount(0.6, "regions", "Nostrils and ridge washed out")
+    mouth: float = _amount(0.9, "regions", "Lips and teeth run together, as where people moved")
+    hair: float = _amount(0.6, "regions", "Strands merge into smeared locks")
+    background: float = _amount(0.3, "regions", "What lies behind the head is out of focus")
+    variation: float = _amount(
+        0.7, "overall", "How patchy the blur of the regions is: 0 even, 1 from none to full")
+    sparsity: float = _amount(0.15, "splats", "Too few Gaussians: detail is lost everywhere")
+    oversize: float = _amount(0.1, "splats", "Gaussians too large: strands and features merge")
+    needles: float = _amount(0.2, "splats", "Gaussians stretched to needles: thin streaks")
+    holes: float = _amount(0.3, "splats", "Gaussians missing in patches: a matte wall shows")
+    floaters: float = _amount(0.2, "splats", "Gaussians misplaced in the air before the face")
+    translucency: float = _amount(0.4, "splats", "Thin silhouettes: the background bleeds in")
+    doubling: float = _amount(0.3, "splats", "Misaligned views: the silhouette a second time")
+    color_error: float = _amount(0.2, "splats", "Wrong low-order colour: blotches and a cast")
+    warp: float = _amount(0.2, "image", "Geometry slightly off: features lean and bulge")
+    surface_blur: float = _amount(0.2, "image", "Texture flattened between sharp edges")
+    brightness: float = _amount(0.3, "image", "Exposure differs between views, unevenly")
+    color_jitter: float = _amount(0.3, "image", "White balance differs between views")
+    desaturation: float = _amount(0.1, "image", "Averaged views: colours fade towards grey")
+    blur: float = _amount(0.05, "image", "Overall softness of the render")
+    downscale: float = _amount(0.05, "image", "Rendered small and enlarged")
+    blocks: float = _amount(0.05, "image", "Footprints of Gaussians: blotches of one colour")
+    ghosting: float = _amount(0.3, "image", "Misaligned views: a translucent second contour")
+    noise: float = _amount(0.05, "image", "Grain of Gaussians fitted to single pixels")
 
     def __post_init__(self) -> None:
-        _numbers(self, **dict.fromkeys(vars(self), (0.0, 1.0)))
-
-
-@dataclass(frozen=True)
-class PairsConfig:
-    """Which kinds of pairs it learns from; the shares are relative to their sum."""
-
-    drawn: float = 0.25  # damage drawn on a face, by the amounts of `degrade`
-    fitted: float = 0.15  # a face described by Gaussians, stopped early and disturbed
-    rendered: float = 0.6  # a 3D fit of a procedural head, seen from a new view
-    own_share: float = 0.0  # renders and photographs of one's own
-    own: str = ""  # their folder, with renders/ and photos/ of equal names; empty: none
-    own_held_out: float = 0.125  # share of one's own photographs that is only measured
-    fitted_faces: int = 64  # training faces that are fitted too; at most data.train_images
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.own, str):
-            raise _refused_field(self, "own", "the path of a folder, or an empty text")
-        _numbers(self, drawn=(0.0, 1.0), fitted=(0.0, 1.0), rendered=(0.0, 1.0),
-                 own_share=(0.0, 1.0), own_held_out=(0.0, 1.0), fitted_faces=(1, 30_000))
-        if self.drawn + self.fitted + self.rendered + self.own_share == 0:
-            raise refused("pairs", "at least one share above 0", "all 0", "raise pairs.drawn")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The base network and what is trained on top of it."""
-
-    base: str = TINY_BASE  # TINY_BASE, a hub name, or a folder in diffusers layout
-    # The single step. 999 as in pix2pix-turbo: the input is taken for noise, and errors of the UNet
-    # grow 14.6 times. 249, one of the four that SD-Turbo was distilled for: 0.7 times, and the
-    # first output is near the input. 199 as in DIFIX: 0.6 times
-    timestep: int = 999  # 0 to 999
-    unet_rank: int = 8  # LoRA rank, as in pix2pix-turbo
-    vae_rank: int = 4  # LoRA rank of the decoder (the encoder is frozen)
-    skip_init: float = 1e-5  # the skip convolutions start as almost nothing
-    skip_dropout: float = 0.3  # share of training samples that see no skips
-    mask: bool = False  # a repair mask decides per pixel; off, pix2pix-turbo is reproduced
-    prompt: str = "a sharp, detailed photograph of a person's face"  # one for all images
-
-    def __post_init__(self) -> None:
-        _text(self, "base")
-        _text(self, "prompt")
-        _numbers(self, timestep=(0, 999), unet_rank=(1, 256), vae_rank=(1, 256),
-                 skip_init=(0.0, 1.0), skip_dropout=(0.0, 1.0))
-        _flag(self, "mask")
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Weights of the training loss; a weight of 0 means its network is not even loaded."""
-
-    l1: float = 2.0  # mean absolute difference: keeps colours and places
-    lpips: float = 0.5  # VGG16 features
-    gram: float = 1.0  # texture statistics on the same VGG16 features; at 0.01 it does nothing
-    clip: float = 0.5  # 1 - cosine similarity of CLIP image embeddings
-    mask: float = 0.1  # cross-entropy of the repair mask and which picture is closer
-    vgg_view_px: int = 0  # VGG16 sees a random square of this side (at least 16); 0: all
-    vgg: str = "lpips"  # whose VGG16: "lpips", a download; "stlpips", from a package; "random"
-
-    def __post_init__(self) -> None:
-        _numbers(self, l1=(0.0, 1_000.0), lpips=(0.0, 1_000.0), gram=(0.0, 1_000.0),
-                 clip=(0.0, 1_000.0), mask=(0.0, 1_000.0), vgg_view_px=(0, 2048))
-        if 0 < self.vgg_view_px < 16:
-            raise refused("loss.vgg_view_px", "0, or 16 and more", self.vgg_view_px, "use 64")
-        if self.vgg not in ("lpips", "stlpips", "random"):
-            raise _refused_field(self, "vgg", "'lpips', 'stlpips' or 'random'")
-        if self.l1 + self.lpips + self.gram + self.clip == 0:
-            raise refused("loss", "at least one weight above 0", "all 0", "raise l1")
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """AdamW over the trained tensors, linear warm-up, cosine decay to a tenth."""
-
-    steps: int = 300  # in all, those before a resume included
-    batch: int = 2  # images that pass through the network at once
-    accumulate: int = 1  # batches whose gradients are averaged into one step
-    learning_rate: float = 5e-5  # at the end of the warm-up
-    skip_rate: float = 1.0  # factor on it for the skip convolutions
-    warmup_steps: int = 20  # steps until the full learning rate
-    weight_decay: float = 0.01  # AdamW's own default
-    clip_norm: float = 1.0  # largest norm of the whole gradient
-    memory: str = "auto"  # "full", "lean" (half the memory, a third more work), or what fits
-
-    def __post_init__(self) -> None:
-        _numbers(self, steps=(1, 10_000_000), batch=(1, 1_024), accumulate=(1, 1_024),
-                 learning_rate=(1e-9, 1.0), skip_rate=(0.0, 1e3),
-                 warmup_steps=(0, 100_000), weight_decay=(0.0, 1.0), clip_norm=(1e-6, 1e6))
-        if self.memory not in ("auto", "full", "lean"):
-            raise _refused_field(self, "memory", "'auto', 'full' or 'lean'")
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Name, seed and rhythm of a run."""
-
-    name: str = "demo"  # the run's folder under runs/
-    seed: int = 0  # all that is random in step n follows from this and n
-    save_every_steps: int = 100  # a crash costs at most the steps since the last save
-    save_every_s: int = 300  # and at most this many seconds of them
-    loader_workers: int = 0  # processes that read faces ahead; 1 where a GPU would wait for them
-    preview_every_steps: int = 25  # steps between two pictures of the live display
-
-    def __post_init__(self) -> None:
-        _text(self, "name")
-        whole = self.name.strip(".") == self.name and all(c.isalnum() or c in "-_."
-                                                          for c in self.name)
-        if not whole or self.name.split(".")[0].lower() in NO_FILE_NAMES:
-            raise refused("run.name", "letters, digits, '-', '_' and '.' within, and no name that "
-                          "Windows keeps to itself", self.name, "rename it")
-        if len(self.name.encode()) > LONGEST_NAME:
-            raise refused("run.name", f"{LONGEST_NAME} bytes at most, for it names folders",
-                          f"{self.name[:20]}… of {len(self.name.encode())}", "shorten it")
-        _numbers(self, seed=(0, 2**31 - 1), save_every_steps=(1, 1_000_000),
-                 save_every_s=(1, 86_400), loader_workers=(0, 64),
-                 preview_every_steps=(1, 1_000_000))
+        _check_fields(self, "degradation.")
 
 
 @dataclass(frozen=True)
 class Config:
-    """One run, whole. `preset()` builds it, `with_()` changes it, `save()` and `load()` keep it."""
+    """One run. `preset()` builds it, `replace()` changes it; the defaults are the preset demo."""
 
-    preset: str = "demo"
-    data: DataConfig = field(default_factory=DataConfig)
-    degrade: DegradeConfig = field(default_factory=DegradeConfig)
-    pairs: PairsConfig = field(default_factory=PairsConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    run: RunConfig = field(default_factory=RunConfig)
+    preset: str = option("demo", "demo, t4, full or published")
+    # Data
+    source: str = option("heads", "heads (embedded), celeba-hq, or a folder of photographs")
+    resolution: int = option(128, "side of the square images in pixels, a multiple of 64")
+    max_train_samples: int = option(192, "faces to train on", 1)
+    max_test_samples: int = option(24, "faces held out", 1)
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
+    # Pairs: the weights are relative to their sum
+    weight_synthetic: float = option(0.25, "pairs of a face degraded by the pipeline")
+    weight_fit: float = option(0.15, "pairs of a face described by too few 2D Gaussians")
+    weight_novel_view: float = option(0.6, "pairs of a 3D fit of a head seen from a new view")
+    weight_own: float = option(0.0, "your own pairs")
+    own_pairs: str = option("", "folder of your own pairs: renders/ and photos/ of equal names")
+    own_held_out: float = option(0.125, "share of your photographs that is only measured", 0, 1)
+    fit_samples: int = option(64, "training faces that 2D Gaussians are fitted to", 1)
+    # Model
+    pretrained_model_name_or_path: str = option(TINY_BASE, "base: hub name or diffusers folder")
+    timestep: int = option(1, "timestep of the single step, 0 to 999", 0, 999)
+    lora_rank_unet: int = option(8, "LoRA rank of the UNet", 1)
+    lora_rank_vae: int = option(4, "LoRA rank of the VAE decoder; the encoder is frozen", 1)
+    train_base: Literal["lora", "full"] = option("lora", "full trains UNet and decoder, no LoRA")
+    blend: Literal["none", "mask", "residual", "masked_residual", "correction"] = option(
+        "masked_residual", "how the decoded picture and the input are mixed")
+    skip_init: float = option(1e-5, "first weight of the skip convolutions")
+    skip_dropout: float = option(0.1, "share of training samples that see no skips", 0, 1)
+    prompt: str = option("a sharp, detailed photograph of a person's face", "for all images")
+    init_from: str = option("", "an exported enhancer, or shipped: start from its weights")
+    # Loss: a weight of 0 means that its network is not loaded
+    lambda_l1: float = option(2.0, "mean absolute difference")
+    lambda_lpips: float = option(1.0, "LPIPS on VGG16")
+    lambda_gram: float = option(0.0, "Gram matrices of the VGG16 features: texture")
+    lambda_clipsim: float = option(0.0, "1 - cosine similarity of CLIP image embeddings")
+    lambda_mask: float = option(0.1, "cross-entropy of the repair mask, where there is one")
+    lpips_crop: int = option(64, "VGG16 sees a random square of this side in pixels; 0: all")
+    lpips_weights: Literal["lpips", "stlpips", "random"] = option("stlpips", "whose VGG16")
+    # Optimisation: AdamW, linear warm-up, cosine decay to a tenth
+    max_train_steps: int = option(240, "steps in all, those before a resume included", 1)
+    train_batch_size: int = option(2, "images that pass through the network at once", 1)
+    gradient_accumulation_steps: int = option(1, "batches averaged into one step", 1)
+    learning_rate: float = option(8e-4, "at the end of the warm-up", 1e-9)
+    skip_learning_rate_factor: float = option(0.08, "times learning_rate, for the skips")
+    lr_warmup_steps: int = option(10, "steps until the full learning rate")
+    adam_weight_decay: float = option(0.01, "weight decay")
+    max_grad_norm: float = option(1.0, "largest norm of the whole gradient", 1e-6)
+    gradient_checkpointing: Literal["auto", "on", "off"] = option("auto", "half the memory")
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = option("auto", "working copies")
+    # Run
+    run_name: str = option("demo", "names the run's folder")
+    seed: int = option(0, "all that is random in step n follows from this and n", 0, 2**31 - 1)
+    checkpointing_steps: int = option(100, "steps between two checkpoints", 1)
+    checkpointing_s: int = option(300, "seconds between two checkpoints, whichever comes first", 1)
+    dataloader_num_workers: int = option(0, "processes that read ahead")
+    validation_steps: int = option(40, "steps between two previews with the held-out distance", 1)
+    # Evaluation
+    test_fit_samples: int = option(8, "test faces also measured as 2D fits and by preset", 1)
+    max_test_pairs: int = option(32, "novel-view or own pairs measured, of each set", 1)
 
     def __post_init__(self) -> None:
-        if self.preset not in list(PRESETS):  # a list also takes what cannot be hashed
-            raise refused("preset", f"one of {sorted(PRESETS)} or 'auto'", self.preset,
-                          "pick one of them")
+        _check_fields(self)
+        for name, fits, expected in (
+                ("preset", self.preset in PRESETS, f"one of {', '.join(PRESETS)}"),
+                ("resolution", self.resolution and self.resolution % 64 == 0,
+                 "a multiple of 64; use 128, 256 or 512"),
+                ("lpips_crop", self.lpips_crop == 0 or self.lpips_crop >= 16, "0, or 16 or more"),
+                ("run_name", re.fullmatch(r"\w([\w.-]{0,98}\w)?", self.run_name),
+                 "at most 100 letters, digits, '_', and '-' or '.' between them"),
+                ("own_pairs", self.own_pairs.strip() or not self.weight_own,
+                 "a folder, since weight_own is above 0"),
+                ("weight_synthetic", any(getattr(self, f"weight_{kind}") for kind in PAIR_KINDS),
+                 "a weight of pairs above 0: they are all 0"),
+                ("lambda_l1", self.lambda_l1 or self.lambda_lpips or self.lambda_gram
+                 or self.lambda_clipsim, "a weight of the loss above 0: they are all 0")):
+            if not fits:
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
-    def with_(self, changes: Mapping[str, Any]) -> Config:
-        """Return a copy with some fields changed, named `section.field`.
+    @property
+    def pair_weights(self) -> dict[str, float]:
+        """The share of each kind of pairs, in the order of PAIR_KINDS; their sum is 1."""
+        weights = {kind: getattr(self, f"weight_{kind}") for kind in PAIR_KINDS}
+        return {kind: weight / sum(weights.values()) for kind, weight in weights.items()}
 
-        Args:
-            changes: for example `{"optim.steps": 500, "data.size_px": 256}`.
-
-        Raises:
-            ValueError: an unknown field, or a value its section refuses.
-        """
-        if not isinstance(changes, Mapping) or not all(isinstance(path, str) for path in changes):
-            raise refused("changes", "a dict like {'optim.steps': 500}", changes, "write ':'")
-        sections: dict[str, dict[str, Any]] = {}
-        for path, value in changes.items():
-            section, _, name = path.partition(".")
-            known = {f.name for f in dataclasses.fields(getattr(self, section, None) or object)} \
-                if section in _SECTIONS else set()
-            if name not in known:
-                raise refused("changes", "fields named section.field", path,
-                              f"sections are {sorted(_SECTIONS)}; {section} has {sorted(known)}")
-            sections.setdefault(section, {})[name] = value
-        return dataclasses.replace(
-            self, **{s: dataclasses.replace(getattr(self, s), **v) for s, v in sections.items()})
+    def replace(self, **changes: Any) -> Config:
+        """A copy with some fields changed; of the degradation as `**{"degradation.eyes": 0.4}`."""
+        amounts = {name.removeprefix("degradation."): changes.pop(name)
+                   for name in list(changes) if name.startswith("degradation.")}
+        for cls, names, prefix in ((DegradationConfig, amounts, "degradation."),
+                                   (Config, changes, "")):
+            known = [f.name for f in dataclasses.fields(cls)]
+            for name in set(names) - set(known):
+                near = [prefix + other for other in difflib.get_close_matches(name, known) or known]
+                raise ValueError(f"config: expected a known field, got {prefix + name!r}; near "
+                                 f"it: {', '.join(near)}")
+        if amounts:
+            before = changes.get("degradation", self.degradation)
+            changes["degradation"] = dataclasses.replace(before, **amounts)
+        return dataclasses.replace(self, **changes)
 
     def to_json(self) -> str:
-        """The config as indented JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        """The config as text."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Config:
-        """Read what `to_json` wrote, perhaps by an older version: what it lacks is the preset's.
-
-        What was not there yet (mask, other pairs than drawn ones) stays away.
-
-        Raises:
-            ValueError: not such a text, a field that is not known, or a value that is refused.
-        """
+    def from_json(cls, text: str | bytes) -> Config:
+        """Read what `to_json` wrote; a field that it lacks is the preset's."""
         try:
-            loaded = json.loads(text)
-            flat = {f"{s}.{k}": v for s, d in loaded.items() if s != "preset" for k, v in d.items()}
-            config = preset(loaded["preset"])
-            flat = _BEFORE | _renamed(flat)
-        except (AttributeError, KeyError, json.JSONDecodeError) as error:
-            raise refused("config", "JSON written by Config.to_json", text[:60],
-                          "save the config again") from error
-        return config.with_(flat)
+            fields = json.loads(text)
+            amounts = {f"degradation.{name}": v for name, v in fields.pop("degradation").items()}
+            config = preset(fields["preset"])
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"config: expected JSON of Config, got {text[:60]!r}") from error
+        return config.replace(**fields, **amounts)
 
-    def save(self, path: Path) -> None:
-        """Write `to_json()` to a file, whole or not at all."""
-        write_whole(path, (self.to_json() + "\n").encode())
-
-
-_SECTIONS = {f.name: f for f in dataclasses.fields(Config) if f.name != "preset"}
-
-# What runs did before these fields were there, whatever their preset does now
-_BEFORE = {"model.mask": False, "loss.mask": 0.0, "pairs.drawn": 1.0,
-           "pairs.fitted": 0.0, "pairs.rendered": 0.0,
-           "optim.skip_rate": 1.0}
 
 _SD_TURBO_RUN: dict[str, Any] = {
-    "data.source": "celeba-hq", "data.size_px": 512, "data.test_images": 50,
-    "data.strength_images": 4,
-    "model.base": SD_TURBO, "model.mask": True, "model.timestep": 249,
-    # Rendered pairs are of procedural heads, 128 pixels wide: here there are photographs
-    "pairs.drawn": 0.5, "pairs.fitted": 0.5, "pairs.rendered": 0.0,
-    "run.loader_workers": 1,  # a GPU would wait for the faces
+    "source": "celeba-hq", "resolution": 512, "max_test_samples": 50,
+    # Novel-view pairs are of procedural heads, 128 pixels wide; here there are photographs
+    "weight_synthetic": 0.5, "weight_fit": 0.5, "weight_novel_view": 0.0,
+    "pretrained_model_name_or_path": SD_TURBO, "timestep": 249, "skip_dropout": 0.3,
+    "blend": "mask",  # no second decoder pass: a third less work
+    "lambda_lpips": 0.5, "lambda_gram": 1.0, "lambda_clipsim": 0.5,
+    "lpips_crop": 0, "lpips_weights": "lpips",
+    "learning_rate": 5e-5, "skip_learning_rate_factor": 1.0, "lr_warmup_steps": 20,
+    "dataloader_num_workers": 1,  # a GPU would wait for the faces
 }
-PRESETS: dict[str, dict[str, Any]] = {
-    "demo": {
-        "data.train_images": 192,
-        "model.mask": True,
-        "model.timestep": 1,  # see helpers/README.md, "Decisions"
-        "model.skip_dropout": 0.1,  # of so few steps, most must train the skips
-        "loss.lpips": 1.0,
-        "loss.gram": 0.0,  # 64-pixel views tell little of texture
-        "loss.clip": 0.0,  # CLIP's weights live on the hub, and the demo is offline
-        "loss.vgg": "stlpips",
-        "loss.vgg_view_px": 64,  # on two CPU cores the whole image would take half of each step
-        "optim.steps": 240, "optim.learning_rate": 8e-4, "optim.warmup_steps": 10,
-        "optim.skip_rate": 0.08,  # see there, too
-        "run.preview_every_steps": 40,
-    },
+_FULL_RUN = _SD_TURBO_RUN | {
+    "max_train_samples": 450, "fit_samples": 350, "max_train_steps": 5_000,
+    "checkpointing_steps": 250, "validation_steps": 250, "run_name": "full"}
+PRESETS: dict[str, dict[str, Any]] = {  # changes from Config()
+    "demo": {},
     "t4": _SD_TURBO_RUN | {
-        "run.name": "t4", "data.train_images": 300, "pairs.fitted_faces": 300,
-        "optim.steps": 1_000, "run.save_every_steps": 100, "run.preview_every_steps": 100,
-    },
-    "full": _SD_TURBO_RUN | {
-        "run.name": "full", "data.train_images": 450, "pairs.fitted_faces": 350,
-        "optim.steps": 5_000, "run.save_every_steps": 250, "run.preview_every_steps": 250,
-    },
+        "max_train_samples": 300, "fit_samples": 300, "max_train_steps": 1_000,
+        "checkpointing_steps": 100, "validation_steps": 100, "run_name": "t4"},
+    "full": _FULL_RUN,
+    "published": _FULL_RUN | {  # the technical test's own recipe, to compare with its LPIPS
+        "weight_synthetic": 1.0, "weight_fit": 0.0, "timestep": 999, "blend": "none",
+        "lambda_gram": 0.01, "lambda_mask": 0.0, "run_name": "published"},
 }
 
 
 def preset(name: str) -> Config:
-    """Build the config of a preset.
-
-    Args:
-        name: "demo", "t4" or "full" ("auto" is resolved by `runtime.choose_preset`).
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    return Config(preset=name).with_(PRESETS[name])
+    """Build the config of a preset; `environment.choose_preset` resolves "auto"."""
+    return Config(preset=name, **PRESETS.get(name, {}))
 
 
-def _renamed(flat: dict[str, Any]) -> dict[str, Any]:
-    """Fields of older versions by today's names."""
-    pretrained = flat.pop("loss.pretrained", None)
-    return flat if pretrained is None else flat | {"loss.vgg": "lpips" if pretrained else "random"}
-
-
-def _numbers(config: object, **limits: tuple[float, float]) -> None:
-    for name, (low, high) in limits.items():
-        value, kind = getattr(config, name), type(config).__annotations__[name]
-        kinds = int if kind == "int" else (int, float)
-        right_type = isinstance(value, kinds) and not isinstance(value, bool)
-        if not right_type or not low <= value <= high:
-            noun = "a whole number" if kind == "int" else "a number"
-            raise _refused_field(config, name, f"{noun} from {low} to {high}")
-
-
-def _text(config: object, name: str) -> None:
-    value = getattr(config, name)
-    if not isinstance(value, str) or not value.strip():
-        raise _refused_field(config, name, "a non-empty text")
-
-
-def _flag(config: object, name: str) -> None:
-    if not isinstance(getattr(config, name), bool):
-        raise _refused_field(config, name, "True or False")
-
-
-def _refused_field(config: object, name: str, expected: str) -> ValueError:
-    section = type(config).__name__.removesuffix("Config").lower()
-    return refused(f"{section}.{name}", expected, getattr(config, name),
-                   "choose another value")
+def _check_fields(config: object, prefix: str = "") -> None:
+    """Compare each value with its type, or the texts of a Literal, and a number with its limits."""
+    kinds = get_type_hints(type(config))
+    for f in dataclasses.fields(config):
+        kind, value, (low, high) = kinds[f.name], getattr(config, f.name), f.metadata.get(
+            "limits", (0, 0))
+        if get_origin(kind) is Literal:
+            expected, fits = " or ".join(map(repr, get_args(kind))), value in get_args(kind)
+        else:
+            expected, types = kind.__name__, (int, float) if kind is float else kind
+            fits = isinstance(value, types) and not isinstance(value, bool)
+            if fits and isinstance(value, int | float):
+                expected, fits = f"{expected} from {low:g} to {high:g}", low <= value <= high
+        if not fits:
+            raise ValueError(f"{prefix}{f.name}: expected {expected}, got {value!r}")

@@ -3,118 +3,116 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
-from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from torch import Tensor, nn
 
 from ..config import ASSETS, TINY_BASE
-from ..errors import refused
-from ..storage import fetch, load_whole, within, write_whole
+from ..files import atomic_write, user_path, with_timeout
 
-WEIGHTS = ("*.fp16.safetensors", "*.safetensors")  # half the bytes first
-PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")  # in the order of use
-ANSWER_S = 30.0  # of a cache: Drive can hang
-
-
-@torch.no_grad()
-def embed_prompt(base: str, prompt: str, caches: Sequence[Path | None] = ()) -> Tensor:
-    """Embed a sentence with the base's text encoder.
-
-    Args:
-        caches: folders that keep the result, such as this disk and Drive; once one of them has it,
-            no text encoder is loaded any more. One that fails or hangs is passed over.
-
-    Returns:
-        (1, tokens, width) float32.
-
-    Raises:
-        ValueError: a base without text encoder, or a sentence longer than it can read.
-        RuntimeError: the hub did not give the text encoder.
-    """
-    paths = [folder / embedding_name(base, prompt) for folder in caches if folder]
-    for path in paths:
-        with suppress(OSError, SafetensorError, KeyError):
-            # Not mapped: where Drive dies, touching a mapped page of it kills the process
-            kept = load(within(ANSWER_S, path.read_bytes))["prompt_embedding"]
-            if kept.ndim == 3 and len(kept) == 1 and kept.isfinite().all():
-                return kept
-    tokenizer = CLIPTokenizer.from_pretrained(_base_folder(base, "tokenizer"))
-    length = tokenizer.model_max_length
-    tokens = tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt")
-    if tokens.input_ids.shape[1] != length:
-        raise refused("prompt", f"{length} tokens at most", len(tokens.input_ids[0]), "shorten it")
-    encoder = load_network(CLIPTextModel, base, "text_encoder").float().eval()
-    embedding = encoder(tokens.input_ids).last_hidden_state
-    for path in paths:
-        with suppress(OSError):
-            within(ANSWER_S, write_whole, path, save({"prompt_embedding": embedding}))
-    return embedding
-
-
-def is_embedded(base: str, prompt: str, caches: Sequence[Path | None]) -> bool:
-    """Whether one of the caches has the sentence already."""
-    for path in (folder / embedding_name(base, prompt) for folder in caches if folder):
-        with suppress(OSError):
-            if within(ANSWER_S, path.is_file):
-                return True
-    return False
-
-
-def embedding_name(base: str, prompt: str) -> str:
-    """The file that keeps an embedded sentence."""
-    digest = hashlib.sha256(f"{base}\n{prompt}".encode()).hexdigest()[:16]
-    return f"prompt-{digest}.safetensors"
-
-
-def part_files(part: str) -> tuple[list[str], list[str]]:
-    """Patterns of a part's files, and of its weights: its fp16 ones, or where it has none, all."""
-    if part == "tokenizer":
-        return [f"{part}/*.json", f"{part}/*.txt"], []
-    return [f"{part}/*.json"], [f"{part}/{p}" for p in WEIGHTS if part != "scheduler"]
+PROMPT = "prompt_embedding"  # its name in files
+CACHE_TIMEOUT_S = 30.0  # Drive can hang
 
 
 def load_network(kind: type, base: str, part: str, **options: Any) -> Any:
-    """Load one network of a base.
+    """Load one network of a base, by its class of diffusers or transformers; fp16 files if any.
 
-    Args:
-        kind: its class, of diffusers or transformers.
-        part: its folder in the diffusers layout, as "unet".
-        options: for `from_pretrained`.
-
-    Raises:
-        ValueError: the base lacks that part.
-        RuntimeError: the hub did not give it.
+    The base is TINY_BASE, a hub name or a folder in diffusers layout, a part a folder in it.
     """
-    folder = _base_folder(base, part)
-    variant = "fp16" if any(folder.glob("*.fp16.safetensors")) else None
-    return load_whole(kind, folder, f"{part} of {base}", variant=variant, use_safetensors=True,
-                      **options)
+    folder = part_folder(base, part)
+    if part != "text_encoder":  # without accelerate diffusers warns
+        options["low_cpu_mem_usage"] = find_spec("accelerate") is not None
+    network, report = kind.from_pretrained(
+        folder, variant="fp16" if any(folder.glob("*.fp16.safetensors")) else None,
+        use_safetensors=True, output_loading_info=True, **options)
+    if missing := sorted(report["missing_keys"]):  # they would be random
+        raise ValueError(f"{part} of {base}: expected all its weights, got none for {missing[:3]}; "
+                         "use another base or newer packages")
+    return network
+
+
+def part_folder(base: str, part: str) -> Path:
+    """The folder of one part of a base; from the hub come its settings and its smallest weights."""
+    settings, weights = [f"{part}/*.json", f"{part}/*.txt"], f"{part}/*.safetensors"
+    home = ASSETS / base if base == TINY_BASE else fetch(
+        base, [*settings, f"{part}/*.fp16.safetensors"])
+    has_weights = part in ("text_encoder", "vae", "unet")
+    if base != TINY_BASE and has_weights and not any(home.glob(weights)):
+        home = fetch(base, [*settings, weights])
+    if not (home / part).is_dir():
+        raise ValueError(f"base: expected {part}/ in diffusers layout, got {base} without it; "
+                         "complete it or use another base")
+    return home / part
+
+
+def fetch(name: str | Path, patterns: Sequence[str]) -> Path:
+    """A folder as it is, or the files of a hub repository: from the cache where there is no net."""
+    if (folder := user_path(name)).is_dir():
+        return folder
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", str(name), re.ASCII):
+        raise ValueError(f"{name}: expected a folder, or a repository on the hub as owner/name, "
+                         f"got neither (there is no folder {folder.absolute()})")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=list(patterns)))
+    except Exception as error:  # the client's own, requests', httpx's, the disk's
+        raise ConnectionError(f"{name}: expected a folder, or a repository that the hub gives, got "
+                              f"{type(error).__name__}: {error}; check name and connection, or use "
+                              "the preset demo, which is offline") from error
+
+
+@torch.no_grad()
+def embed_prompt(base: str, prompt: str, cache: Sequence[Path | None] = ()) -> Tensor:
+    """Embed a sentence with the base's text encoder: (1, tokens, width) float32.
+
+    The folders of the cache (this disk, Drive) keep the result; once one of them has it, or the
+    embedded base itself, no text encoder is loaded. One that fails is passed over.
+    """
+    digest = hashlib.sha256(f"{base}\n{prompt}".encode()).hexdigest()[:16]
+    paths = [folder / f"prompt-{digest}.safetensors" for folder in cache if folder]
+    for path in [ASSETS / base / f"prompt-{digest}.safetensors", *paths]:
+        with suppress(Exception):  # not there, damaged, or a Drive that is gone
+            return load(with_timeout(CACHE_TIMEOUT_S, path.read_bytes))[PROMPT]
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(part_folder(base, "tokenizer"))
+    tokens = tokenizer(prompt, padding="max_length", return_tensors="pt").input_ids
+    if tokens.shape[1] != tokenizer.model_max_length:
+        raise ValueError(f"prompt: expected {tokenizer.model_max_length} tokens at most, got "
+                         f"{tokens.shape[1]}; shorten it")
+    encoder = load_network(CLIPTextModel, base, "text_encoder").float().eval()
+    embedding = encoder(tokens).last_hidden_state
+    for path in paths:
+        with suppress(OSError):
+            with_timeout(CACHE_TIMEOUT_S, atomic_write, path, save({PROMPT: embedding}))
+    return embedding
 
 
 def read_alpha_bar(base: str, timestep: int) -> float:
-    """Read ᾱ, the cumulative product of the noise schedule, at a timestep.
+    """ᾱ at a timestep: how much of the variance is still signal, the product of 1 − β up to it."""
+    path = part_folder(base, "scheduler") / "scheduler_config.json"
+    settings = json.loads(path.read_bytes())
+    kind = settings.get("prediction_type"), settings.get("beta_schedule")
+    if kind != ("epsilon", "scaled_linear"):
+        raise ValueError(f"base: expected one that predicts epsilon on a scaled_linear schedule, "
+                         f"got {kind}; use stabilityai/sd-turbo")
+    ends = settings["beta_start"] ** 0.5, settings["beta_end"] ** 0.5
+    betas = torch.linspace(*ends, settings["num_train_timesteps"], dtype=torch.float32) ** 2
+    return float((1 - betas).cumprod(0)[timestep])
 
-    Raises:
-        ValueError: the base lacks a scheduler, or does not predict noise.
-        RuntimeError: the hub did not give it.
-    """
-    scheduler = DDPMScheduler.from_pretrained(_base_folder(base, "scheduler"))
-    if scheduler.config.prediction_type != "epsilon":
-        raise refused("base", "one that predicts epsilon", scheduler.config.prediction_type,
-                      "use stabilityai/sd-turbo")
-    return float(scheduler.alphas_cumprod[timestep])
 
-
-def _base_folder(base: str, part: str) -> Path:
-    home = ASSETS / base if base == TINY_BASE else fetch(base, *part_files(part))
-    if not (home / part).is_dir():
-        raise refused("base", f"{part}/ in diffusers layout", base, "complete it or use another")
-    return home / part
+def fingerprint(vae: nn.Module, unet: nn.Module) -> dict[str, float]:
+    """Mean magnitude of the middle of each network: tells another base of the same name."""
+    parts = {"vae.encoder": vae.encoder, "vae.decoder": vae.decoder, "unet": unet}
+    weights = {name: list(part.mid_block.parameters()) for name, part in parts.items()}
+    return {name: sum(float(p.detach().float().abs().sum()) for p in parameters)
+            / sum(p.numel() for p in parameters) for name, parameters in weights.items()}

@@ -1,0 +1,1 @@
+"""Faces, regions and pairs, in one kind of prepared folder."""

@@ -1,0 +1,1 @@
+"""Restoring a user's own pictures, videos and splats."""

@@ -1,0 +1,1 @@
+"""Gaussian splats: a rasterizer, scenes, fits; and seeded random numbers and image filters."""

@@ -1,0 +1,1 @@
+"""What the notebook shows: sliders, plots, before and after."""
