@@ -1,0 +1,1 @@
+"""What maintainers run: building assets, benchmarks, measurements. Users need none of it."""

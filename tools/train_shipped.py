@@ -1,0 +1,345 @@
+"""Train the shipped enhancer: all weights of UNet and decoder, for hours, on precomputed pairs.
+
+    python -m tools.train_shipped --pairs PAIRS_1 PAIRS_2=0.5 --state STATE --minutes 120
+    python -m tools.train_shipped --state STATE --export helpers/assets/enhancer --strength 0.9
+
+Runs on one CPU thread and goes on where it was stopped. Pairs are shards as `tools.heads.pairs`
+writes them: uint8 `degraded` and `clean` (N, H, W, 3). Whoever writes new ones while this runs need
+not stop it. The weights with the best validation figures are found in STATE/best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from splat_enhancer.config import Config
+from splat_enhancer.losses.metrics import psnr
+from splat_enhancer.losses.perceptual import load_stlpips, perceptual_distances
+from splat_enhancer.model.enhancer import SplatEnhancer
+from splat_enhancer.model.export import export
+
+CONFIG = Config(train_base="full", blend="correction", timestep=249, run_name="shipped",
+                weight_synthetic=0, weight_fit=0, weight_novel_view=1, mixed_precision="no")
+SIZES = {64: 8, 128: 2}  # side of the squares of a step: how many of them
+SKIP_DEVIATIONS = (0.5, 1.0, 1.0, 1.0)  # of what skips add at the start, deepest first; beside 1
+ZOOMS = {1: 0.6, 2: 0.25, 4: 0.15}  # a head is to be changed alike at any size
+STRENGTHS = (1.0, 0.6)  # at which validation looks
+RELIST_S, LOG_S, SAVE_S = 120, 180, 240
+NEW = ("skips", "vae.decoder.conv_out")  # what no base brings: learns four times as fast
+CLEAN_SHARE, MIXED_SHARE, MILD_SHARE, COLOR_SHARE = 0.05, 0.15, 0.2, 0.3
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one training run does; the state of another recipe is continued all the same."""
+
+    learning_rate: float = 2e-4
+    perceptual: float = 0.5  # weight of ST-LPIPS-VGG beside the mean absolute error
+    squared: float = 4.0  # weight of the squared error
+    even: float = 0.01  # weight of the logarithm of the features' kurtosis
+    average: float = 0.998  # of the weights, per step
+    seed: int = 0
+
+
+class Shards:
+    """The training pairs in memory; each folder has a weight, each pair in it the same chance."""
+
+    def __init__(self, folders: list[str]) -> None:
+        self.folders = [(Path(f.split("=")[0]), float((f + "=1").split("=")[1])) for f in folders]
+        self.arrays: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
+        self.weights: dict[Path, float] = {}
+        self.read_new()
+
+    def read_new(self) -> None:
+        """Read the shards that are new, and leave away validation and test heads."""
+        for folder, weight in self.folders:
+            for file in sorted(folder.glob("*.npz")):
+                if file in self.arrays or "val" in file.name or "test" in file.name:
+                    continue
+                try:
+                    with np.load(file) as content:
+                        self.arrays[file] = content["degraded"], content["clean"]
+                except (OSError, ValueError, KeyError):  # still being written
+                    continue
+                self.weights[file] = weight * len(self.arrays[file][0])
+
+    def draw(self, rng: np.random.Generator, side: int, count: int) -> tuple[Tensor, Tensor]:
+        """Random squares of one shard: degraded, clean (count, 3, side, side) in [0, 1]."""
+        files = list(self.weights)
+        weights = np.array([self.weights[file] for file in files])
+        degraded, clean = self.arrays[files[rng.choice(len(files), p=weights / weights.sum())]]
+        zoom = rng.choice(list(ZOOMS), p=list(ZOOMS.values()))
+        length, squares = side // zoom, []
+        for n in rng.integers(len(clean), size=count):
+            top, left = rng.integers(0, np.array(clean.shape[1:3]) - length + 1)
+            place = n, slice(top, top + length), slice(left, left + length)
+            pair = np.stack([degraded[place], clean[place]])
+            squares.append(pair[:, :, ::-1] if rng.random() < 0.5 else pair)
+        parts = (to_images(np.stack(squares)[:, i]) for i in (0, 1))
+        return tuple(part if zoom == 1 else nn.functional.interpolate(
+            part, (side, side), mode="bicubic").clamp(0, 1) for part in parts)
+
+
+def augment(degraded: Tensor, clean: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Vary colours, and make some damage mild, local or absent: what is good is to stay so."""
+    degraded, clean = degraded.clone(), clean.clone()
+    for i in range(len(clean)):
+        kind = rng.random()
+        if kind < CLEAN_SHARE:
+            degraded[i] = clean[i]
+        elif kind < CLEAN_SHARE + MIXED_SHARE:  # damaged in patches
+            cells = torch.from_numpy(rng.normal(size=(1, 1, 4, 4))).float()
+            patches = (6 * nn.functional.interpolate(cells, clean.shape[2:], mode="bicubic"))[0]
+            degraded[i] = clean[i].lerp(degraded[i], patches.sigmoid())
+        elif kind < CLEAN_SHARE + MIXED_SHARE + MILD_SHARE:
+            degraded[i] = clean[i].lerp(degraded[i], float(rng.uniform(0.3, 1)))
+        if rng.random() < COLOR_SHARE:
+            gain = torch.from_numpy(rng.uniform(0.75, 1.1, (3, 1, 1))).float()
+            gamma = float(rng.uniform(0.75, 1.3))
+            degraded[i], clean[i] = degraded[i] ** gamma * gain, clean[i] ** gamma * gain
+    return degraded.clamp(0, 1), clean.clamp(0, 1)
+
+
+def build(recipe: Recipe, shards: Shards | None = None) -> SplatEnhancer:
+    """The enhancer before training, in float32; its convolutions run in bfloat16."""
+    model = SplatEnhancer.from_pretrained(CONFIG, device="cpu", seed=recipe.seed)
+    model.unet.forward = torch.autocast("cpu", enabled=False)(model.unet.forward)  # faster so
+    if shards:
+        rng = np.random.default_rng(recipe.seed)
+        generator = torch.Generator().manual_seed(recipe.seed)
+        images = torch.cat([shards.draw(rng, 128, 4)[0] for _ in range(4)])
+        features = model._encode(images)[1][::-1]
+        for skip, feature, deviation in zip(model.skips, features, SKIP_DEVIATIONS, strict=True):
+            deviation = deviation / float(feature.std()) / math.sqrt(skip.in_channels)
+            skip.weight.data.normal_(0, deviation, generator=generator)
+    return model.to(memory_format=torch.channels_last)
+
+
+class Training:
+    """Weights, their running average, the optimiser and the step: all that a stop must keep."""
+
+    def __init__(self, folder: Path, recipe: Recipe, shards: Shards | None = None) -> None:
+        self.folder, self.recipe, self.step, self.seconds = folder, recipe, 0, 0.0
+        self.model = build(recipe, shards)
+        self.parameters = self.model.trainable()
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        new = [p for name, p in self.parameters.items() if name.startswith(NEW)]
+        old = [p for name, p in self.parameters.items() if not name.startswith(NEW)]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": old, "factor": 1.0}, {"params": new, "factor": 4.0}],
+            lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+        self.vgg = load_stlpips("vgg")
+        self.vgg.net.to(torch.bfloat16, memory_format=torch.channels_last)
+        self.losses: list[dict[str, float]] = []
+        self.kurtosis: list[Tensor] = []
+        for block in self.model.vae.decoder.up_blocks:
+            block.register_forward_hook(self._look)
+        if (folder / "state.safetensors").exists():
+            self._read()
+
+    def update(self, degraded: Tensor, clean: Tensor, rate: float,
+               rng: np.random.Generator) -> None:
+        """One step of AdamW on one batch."""
+        degraded = degraded.contiguous(memory_format=torch.channels_last)
+        self.kurtosis.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            restored = self.model.train()(degraded)
+        error = restored - clean
+        losses = {"l1": error.abs().mean(), "l2": error.square().mean()}
+        seen = min(3, len(clean))  # the rest is only compared by pixel
+        top, left = rng.integers(0, clean.shape[2] - 63, size=2)
+        square = slice(0, seen), slice(None), slice(top, top + 64), slice(left, left + 64)
+        losses["stlpips"] = perceptual_distances(
+            self.vgg, restored[square], clean[square], dtype=torch.bfloat16,
+            terms=("lpips",))["lpips"].mean()
+        # Spots that are large enough leave the last normalisation nothing of the rest: the change
+        # is then 0 everywhere, an easy way to a small error, and there is no way back
+        losses["kurtosis"] = torch.stack(self.kurtosis).log().mean()
+        weights = {"l1": 1.0, "l2": self.recipe.squared, "stlpips": self.recipe.perceptual,
+                   "kurtosis": self.recipe.even}
+        total = sum(weight * losses[name] for name, weight in weights.items())
+        self.optimizer.zero_grad()
+        total.backward()
+        nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        self.optimizer.step()
+        self.step += 1
+        keep = min(self.recipe.average, self.step / (self.step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()),
+                                 1 - keep)
+        self.losses.append({name: float(value.detach()) for name, value in losses.items()})
+
+    def averaged(self) -> SplatEnhancer:
+        """A copy of the model with the averaged weights, for measuring."""
+        model = copy.deepcopy(self.model).eval()
+        model.load_trained(self.average)
+        return model
+
+    def _look(self, _: nn.Module, inputs: Any, features: Tensor) -> None:
+        """Keep how far the features of a block are from evenly large: their kurtosis."""
+        if self.model.training:
+            squares = features.float().square()
+            self.kurtosis.append(squares.square().mean() / squares.mean().square())
+
+    def save(self) -> None:
+        """Write all of it, beside its place first."""
+        tensors = {f"weights/{name}": p.detach() for name, p in self.parameters.items()}
+        tensors |= {f"average/{name}": value for name, value in self.average.items()}
+        for name, parameter in self.parameters.items():
+            kept = self.optimizer.state.get(parameter, {})
+            tensors |= {f"{key}/{name}": kept[key] for key in ("exp_avg", "exp_avg_sq")
+                        if key in kept}
+        partial = self.folder / "state.partial"
+        save_file({name: value.contiguous() for name, value in tensors.items()}, partial,
+                  {"step": str(self.step), "seconds": str(self.seconds)})
+        partial.replace(self.folder / "state.safetensors")
+
+    def _read(self) -> None:
+        from safetensors import safe_open
+
+        file = self.folder / "state.safetensors"
+        with safe_open(file, "pt") as content:
+            texts = content.metadata()
+        self.step, self.seconds = int(texts["step"]), float(texts["seconds"])
+        tensors = load_file(file)
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(tensors[f"weights/{name}"])
+            self.average[name].copy_(tensors[f"average/{name}"])
+            if f"exp_avg/{name}" in tensors:  # a committed state has none
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(self.step)),
+                    **{key: tensors[f"{key}/{name}"].clone().contiguous(
+                        memory_format=torch.preserve_format) for key in ("exp_avg", "exp_avg_sq")}}
+
+
+class Validation:
+    """Gain over the untouched render on heads that are not trained on; these choose."""
+
+    def __init__(self, files: list[Path], count: int) -> None:
+        self.alex, self.sets = load_stlpips("alex"), {}
+        for file in files:
+            with np.load(file) as content:
+                degraded, clean = content["degraded"], content["clean"]
+                inside = content.get("interpolated", np.ones(len(clean), bool))
+            for name, kind in (("interpolated", inside), ("extrapolated", ~inside)):
+                chosen = np.flatnonzero(kind)
+                chosen = chosen[:: max(1, len(chosen) // count)][:count]
+                if len(chosen):
+                    pair = to_images(degraded[chosen]), to_images(clean[chosen])
+                    self.sets[f"{file.stem} {name}"] = (*pair, self._measure(*pair))
+
+    @torch.no_grad()
+    def __call__(self, model: SplatEnhancer) -> dict[str, list[float]]:
+        """By set, stlpips_alex gain in percent and PSNR gain in dB, at each of STRENGTHS."""
+        figures = {}
+        for name, (degraded, clean, before) in self.sets.items():
+            with torch.autocast("cpu", torch.bfloat16):
+                restored = torch.cat([model(part) for part in degraded.split(4)])
+            figures[name] = []
+            for strength in STRENGTHS:
+                after = self._measure(degraded.lerp(restored, strength).clamp(0, 1), clean)
+                figures[name] += [round(100 * (1 - after[0] / before[0]), 2),
+                                  round(after[1] - before[1], 3)]
+        return figures
+
+    @torch.no_grad()
+    def _measure(self, images: Tensor, clean: Tensor) -> tuple[float, float]:
+        parts = zip(images.split(4), clean.split(4), strict=True)
+        distances = torch.cat([self.alex(a, b, normalize=True).flatten() for a, b in parts])
+        return float(distances.mean()), float(psnr(images, clean).mean())
+
+
+def train(training: Training, shards: Shards, validation: Validation, minutes: float) -> None:
+    """Train for some minutes by the clock, with a cosine from the full rate to a hundredth."""
+    recipe, began, used = training.recipe, time.monotonic(), time.process_time()
+    rng = np.random.default_rng([recipe.seed, training.step])
+    due = dict.fromkeys(("save", "relist", "log"), time.monotonic())
+    due["log"] += 60
+    best = -math.inf
+    while True:
+        spent = time.monotonic() - began
+        done = min(1.0, spent / (60 * minutes))
+        warm = min(1.0, (training.step + 1) / 100, (spent + 1) / 30)
+        rate = recipe.learning_rate * warm * (0.03 + 0.97 * (1 + math.cos(math.pi * done)) / 2)
+        sides = list(SIZES)
+        side = sides[int(rng.random() < 0.5)]
+        pair = augment(*shards.draw(rng, side, SIZES[side]), rng)
+        training.update(*pair, rate, rng)
+        now = time.monotonic()
+        if now > due["relist"]:
+            shards.read_new()
+            due["relist"] = now + RELIST_S
+        if now > due["log"] or done == 1:
+            training.seconds += time.process_time() - used
+            used = time.process_time()
+            figures = validation(training.averaged())
+            entry: dict[str, Any] = {
+                "step": training.step, "core_seconds": round(training.seconds),
+                "rate": round(rate, 6), "pairs": sum(len(a) for a, _ in shards.arrays.values()),
+                "losses": {name: round(float(np.mean([x[name] for x in training.losses[-200:]])), 5)
+                           for name in training.losses[-1]}, "validation": figures}
+            with (training.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(entry) + "\n")
+            print(json.dumps(entry), flush=True)
+            score = sum(f[0] + 20 * min(0.0, f[1]) for f in figures.values())
+            if score > best:
+                best = score
+                save_file({n: v.half().contiguous() for n, v in training.average.items()},
+                          training.folder / "best.safetensors", {"step": str(training.step)})
+            due["log"] = time.monotonic() + LOG_S
+        if now > due["save"] + SAVE_S or done == 1:
+            training.save()
+            due["save"] = now
+        if done == 1:
+            return
+
+
+def to_images(pixels: np.ndarray) -> Tensor:
+    """Uint8 (N, H, W, 3) as float32 (N, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
+
+
+def main() -> None:
+    """Train, or export what has been trained."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", nargs="+", default=[], help="folders, as FOLDER=WEIGHT")
+    parser.add_argument("--validation", nargs="+", type=Path, default=[], help="shards")
+    parser.add_argument("--validation-count", type=int, default=16, help="pairs of each set")
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=60, help="by the clock")
+    parser.add_argument("--export", type=Path, help="write the averaged weights as an enhancer")
+    parser.add_argument("--strength", type=float, default=1.0,
+                        help="of the exported correction, chosen on validation heads")
+    for name, value in vars(Recipe()).items():
+        parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.state.mkdir(parents=True, exist_ok=True)
+    recipe = Recipe(**{name: vars(args)[name] for name in vars(Recipe())})
+    shards = Shards(args.pairs) if args.pairs else None
+    training = Training(args.state, recipe, shards)
+    if args.export:
+        for name in ("weight", "bias"):
+            training.average[f"vae.decoder.conv_out.{name}"].mul_(args.strength)
+        export(training.model, CONFIG, args.export, step=training.step, trained=training.average)
+        return
+    train(training, shards, Validation(args.validation, args.validation_count),
+          args.minutes)
+
+
+if __name__ == "__main__":
+    main()
