@@ -83,16 +83,24 @@ def record(step, held_out=None):
     return Record(step, {"total": 1.0}, 1e-4, 1.0, False, 0.1, 10.0, 0.0, held_out)
 
 
-def test_live_picture_changes_with_each_held_out_measurement(monkeypatch):
-    slot, distances = [], {"degraded": 0.3, "filtered": 0.2, "restored": 0.25}
-    monkeypatch.setattr(plots, "display", lambda *_, **__: SimpleNamespace(update=slot.append))
+def test_live_picture_changes_with_each_held_out_measurement(monkeypatch, capsys):
+    slots, distances = [], {"degraded": 0.3, "filtered": 0.2, "restored": 0.25}
+
+    def display(*_, **__):
+        slots.append([])
+        return SimpleNamespace(update=slots[-1].append)
+
+    monkeypatch.setattr(plots, "display", display)
     watched = LiveTraining(run_of(history=[{"step": 1, "held_out": distances}]))
-    assert len(slot) == 1  # of the earlier session
+    line, picture = slots
+    assert len(picture) == 1  # of the earlier session
     for step in range(2, 6):
         watched.update(record(step, distances | {"restored": 0.1 * step} if step % 2 else None))
     watched.close()
-    assert watched.bar.n == 5 and len({html.data for html in slot}) == len(slot) == 3
-    assert all("held-out" in html.data for html in slot)
+    assert line[0].data.startswith("step 1 of 5,") and line[-1].data.startswith("step 5 of 5,")
+    assert len({html.data for html in picture}) == len(picture) == 3
+    assert all("held-out" in html.data for html in picture)
+    assert capsys.readouterr() == ("", "")  # a stream would grow by a line per step
 
 
 def test_no_picture_stops_a_training(monkeypatch, capsys):

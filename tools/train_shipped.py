@@ -11,10 +11,11 @@ not stop it. The weights with the best validation figures are found in STATE/bes
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,11 +184,15 @@ class Training:
                                  1 - keep)
         self.losses.append({name: float(value.detach()) for name, value in losses.items()})
 
-    def averaged(self) -> SplatEnhancer:
-        """A copy of the model with the averaged weights, for measuring."""
-        model = copy.deepcopy(self.model).eval()
-        model.load_trained(self.average)
-        return model
+    @contextmanager
+    def averaged(self) -> Iterator[SplatEnhancer]:
+        """The model with the averaged weights, for measuring."""
+        trained = self.model.trained_state()
+        self.model.eval().load_trained(self.average)
+        try:
+            yield self.model
+        finally:
+            self.model.train().load_trained(trained)
 
     def _look(self, _: nn.Module, inputs: Any, features: Tensor) -> None:
         """Keep how far the features of a block are from evenly large: their kurtosis."""
@@ -286,7 +291,8 @@ def train(training: Training, shards: Shards, validation: Validation, minutes: f
         if now > due["log"] or done == 1:
             training.seconds += time.process_time() - used
             used = time.process_time()
-            figures = validation(training.averaged())
+            with training.averaged() as model:
+                figures = validation(model)
             entry: dict[str, Any] = {
                 "step": training.step, "core_seconds": round(training.seconds),
                 "rate": round(rate, 6), "pairs": sum(len(a) for a, _ in shards.arrays.values()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,6 @@ from torch import Tensor
 from ..config import DegradationConfig
 from ..data.regions import REGIONS
 from ..degradation.pipeline import Preview, degrade
-from ..environment import progress
 from ..evaluation.report import PICTURES_STYLE, comparison, draw_held_out, figure_tag
 from ..evaluation.test_sets import single_effects
 
@@ -112,9 +112,10 @@ def show_comparison(evaluation: Evaluation, name: str) -> None:
 
 
 class LiveTraining:
-    """A progress bar, and one display slot that is redrawn with every held-out measurement.
+    """One line on how far it is, and a picture that is redrawn with every held-out measurement.
 
-    Nothing that goes wrong here stops a training.
+    Both are display slots: a bar of text would leave a line per step in a saved notebook. Nothing
+    that goes wrong here stops a training.
 
     Args:
         run: the run in training.
@@ -122,26 +123,31 @@ class LiveTraining:
     """
 
     def __init__(self, run: Run, pictures: int = 5) -> None:
-        self.run, self.failed = run, False
+        self.run, self.failed, self.shown_at = run, False, 0.0
         self.clean, self.degraded = run.held_out(pictures)
         checkpoint = run.latest()
         self.history = list(checkpoint.history) if checkpoint else []
-        self.bar = progress(total=run.config.max_train_steps, initial=len(self.history),
-                            desc="Training", unit="step")
-        self.slot = display(Pretty("…"), display_id=True)
+        self.line, self.slot = (display(Pretty("…"), display_id=True) for _ in range(2))
+        self.close()
         if any(record.get("held_out") for record in self.history):
             self._draw()
 
     def update(self, record: Record) -> None:
         """Count one step, and redraw where the held-out distance was measured."""
         self.history.append(dataclasses.asdict(record))
-        self.bar.update(record.step - self.bar.n)
+        if time.monotonic() > self.shown_at + 1:
+            self.close()
         if record.held_out:
             self._draw()
 
     def close(self) -> None:
-        """End the bar."""
-        self.bar.close()
+        """Show the last step."""
+        total, done = self.run.config.max_train_steps, len(self.history)
+        seconds = [record.get("seconds", 0.0) for record in self.history[-20:]] or [0.0]
+        left_min = (total - done) * sum(seconds) / len(seconds) / 60
+        self.shown_at = time.monotonic()
+        if self.line:  # None outside a notebook
+            self.line.update(Pretty(f"step {done:,} of {total:,}, about {left_min:.0f} min left"))
 
     def _draw(self) -> None:
         try:
@@ -151,7 +157,7 @@ class LiveTraining:
             draw_grid(below, titled({
                 "degraded": self.degraded, "restored": self.run.model.enhance(self.degraded),
                 "clean": self.clean}))
-            if self.slot:  # None outside a notebook
+            if self.slot:
                 self.slot.update(HTML(figure_tag(
                     figure, "held-out distance over the steps, above held-out faces", 90)))
         except Exception as error:
