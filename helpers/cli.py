@@ -3,7 +3,6 @@
 Exit codes: 0 good, 1 something failed, 2 wrong usage, 130 stopped (what is done is kept). With
 `--json` one object goes to stdout whatever happens, everything else to stderr.
 """
-# ruff: noqa: RUF009  (`option` returns a field)
 
 from __future__ import annotations
 

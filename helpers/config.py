@@ -194,9 +194,8 @@ _SD_TURBO_RUN: dict[str, Any] = {
     "source": "celeba-hq", "resolution": 512, "max_test_samples": 50,
     # Novel-view pairs are of procedural heads, 128 pixels wide; here there are photographs
     "weight_synthetic": 0.5, "weight_fit": 0.5, "weight_novel_view": 0.0,
-    "pretrained_model_name_or_path": SD_TURBO, "timestep": 249, "skip_dropout": 0.3,
-    "blend": "mask",  # no second decoder pass: a third less work
-    "lambda_lpips": 0.5, "lambda_gram": 1.0, "lambda_clipsim": 0.5,
+    "pretrained_model_name_or_path": SD_TURBO, "timestep": 249, "blend": "mask",
+    "skip_dropout": 0.3, "lambda_lpips": 0.5, "lambda_gram": 1.0, "lambda_clipsim": 0.5,
     "lpips_crop": 0, "lpips_weights": "lpips",
     "learning_rate": 5e-5, "skip_learning_rate_factor": 1.0, "lr_warmup_steps": 20,
     "dataloader_num_workers": 1,  # a GPU would wait for the faces

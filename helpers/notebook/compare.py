@@ -40,11 +40,7 @@ DIVIDER = """<style>
 
 
 def divided(before: Tensor, after: Tensor) -> str:
-    """One image over another with a divider to drag, by pointer or arrow keys, as HTML.
-
-    Args:
-        before, after: (3, H, W) in [0, 1], of one size: left and right of the divider.
-    """
+    """Two images (3, H, W) in [0, 1] with a divider to drag, by pointer or arrow keys, as HTML."""
     first, second = compared(before, "input"), compared(after, "restored")
     # JupyterLab would take the arrow keys for itself; it may have those with Ctrl
     return (f'{DIVIDER}<div class="divided">{first} {second}<i></i>'

@@ -112,14 +112,10 @@ def show_comparison(evaluation: Evaluation, name: str) -> None:
 
 
 class LiveTraining:
-    """One line on how far it is, and a picture that is redrawn with every held-out measurement.
+    """One line on how far a run is, and a picture redrawn with every held-out measurement.
 
-    Both are display slots: a bar of text would leave a line per step in a saved notebook. Nothing
-    that goes wrong here stops a training.
-
-    Args:
-        run: the run in training.
-        pictures: how many held-out faces are shown.
+    Both are display slots: a bar of text would leave a line per step in a saved notebook. No error
+    here stops a training.
     """
 
     def __init__(self, run: Run, pictures: int = 5) -> None:
