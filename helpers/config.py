@@ -32,7 +32,8 @@ def _amount(default: float, group: str, text: str) -> Any:
 class DegradationConfig:
     """How a clean face is degraded, by default as the preset "medium"; amounts 0 change nothing.
 
-    Fields stand in the order of application; the help says what each imitates in a real render.
+    The help says what each imitates in a real render; they are applied in the order of `STAGES` in
+    `degradation/pipeline.py`.
     """
 
     strength: float = _amount(1.0, "overall", "How far the fit failed: multiplies every amount")

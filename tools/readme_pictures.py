@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -45,7 +46,9 @@ def sheet(columns: dict[str, Tensor]) -> Image.Image:
 def test_heads(model: SplatEnhancer, rows: list[int]) -> Image.Image:
     """True renders of held-out heads beside the baseline, the restoration and the truth."""
     degraded, clean = load_novel_views("test", 128).load(rows)
-    return sheet({"input": degraded, "unsharp mask": UnsharpMask(2.0, 0.5)(degraded),
+    table = json.loads((FOLDER / "table.json").read_text(encoding="utf-8"))
+    mask = UnsharpMask(*table["unsharp"])
+    return sheet({"input": degraded, "unsharp mask": mask(degraded),
                   "restored": model.enhance(degraded), "clean": clean})
 
 

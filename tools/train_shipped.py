@@ -1,16 +1,20 @@
-"""Train the shipped enhancer: all weights of UNet and decoder, for hours, on precomputed pairs.
+"""Train the shipped enhancer, and with it the encoder of the embedded base, for hours.
 
     python -m tools.train_shipped --pairs PAIRS_1 PAIRS_2=0.5 --state STATE --minutes 120
+    python -m tools.build_base OUT --state STATE    # the base with this encoder
     python -m tools.train_shipped --state STATE --export helpers/assets/enhancer --strength 0.9
 
-Runs on one CPU thread and goes on where it was stopped. Pairs are shards as `tools.heads.pairs`
-writes them: uint8 `degraded` and `clean` (N, H, W, 3). Whoever writes new ones while this runs need
-not stop it. The weights with the best validation figures are found in STATE/best.
+Encoder, UNet, decoder and skips learn to restore. A second decoder, without skips, learns to draw
+what was encoded, so that the latent keeps the picture. The encoder becomes the base's, frozen in
+whatever is trained on it. Goes on where it was stopped. Pairs are shards as `tools.heads.pairs`
+writes them: uint8 `degraded`, `clean` (N, H, W, 3) and `matte` (N, H, W); whoever writes new ones
+need not stop this.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import time
@@ -26,30 +30,32 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from splat_enhancer.config import Config
+from splat_enhancer.degradation.wrong_detail import wrong_detail
 from splat_enhancer.losses.metrics import psnr
 from splat_enhancer.losses.perceptual import load_stlpips, perceptual_distances
 from splat_enhancer.model.enhancer import SplatEnhancer
 from splat_enhancer.model.export import export
+from tools.build_base import EvenNorms, write_start
 
 CONFIG = Config(train_base="full", blend="correction", timestep=249, run_name="shipped",
                 weight_synthetic=0, weight_fit=0, weight_novel_view=1, mixed_precision="no")
 SIZES = {64: 8, 128: 2}  # side of the squares of a step: how many of them
-SKIP_DEVIATIONS = (0.5, 1.0, 1.0, 1.0)  # of what skips add at the start, deepest first; beside 1
-ZOOMS = {1: 0.6, 2: 0.25, 4: 0.15}  # a head is to be changed alike at any size
+ZOOMS = {1: 0.7, 2: 0.2, 4: 0.1}  # a head is to be changed alike at any size
 STRENGTHS = (1.0, 0.6)  # at which validation looks
-RELIST_S, LOG_S, SAVE_S = 120, 180, 240
-NEW = ("skips", "vae.decoder.conv_out")  # what no base brings: learns four times as fast
+RELIST_S, LOG_S, SAVE_S = 120, 240, 240
+WRONG_SHARE = 0.3  # of the squares: detail made wrong on a clean picture, not a fit's view
 CLEAN_SHARE, MIXED_SHARE, MILD_SHARE, COLOR_SHARE = 0.05, 0.15, 0.2, 0.3
+SLOWER = {"unet": 0.5, "vae.decoder.conv_out": 0.2}  # factors on the learning rate
+DRAW_STEPS = 3  # each such step the second decoder learns, too
 
 
 @dataclass(frozen=True)
 class Recipe:
     """What one training run does; the state of another recipe is continued all the same."""
 
-    learning_rate: float = 2e-4
+    learning_rate: float = 3e-4  # at 5e-4 the latent grows without end
     perceptual: float = 0.5  # weight of ST-LPIPS-VGG beside the mean absolute error
-    squared: float = 4.0  # weight of the squared error
-    even: float = 0.01  # weight of the logarithm of the features' kurtosis
+    squared: float = 6.0  # weight of the squared error
     average: float = 0.998  # of the weights, per step
     seed: int = 0
 
@@ -60,6 +66,7 @@ class Shards:
     def __init__(self, folders: list[str]) -> None:
         self.folders = [(Path(f.split("=")[0]), float((f + "=1").split("=")[1])) for f in folders]
         self.arrays: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
+        self.wrong: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
         self.weights: dict[Path, float] = {}
         self.read_new()
 
@@ -71,16 +78,19 @@ class Shards:
                     continue
                 try:
                     with np.load(file) as content:
-                        self.arrays[file] = content["degraded"], content["clean"]
+                        arrays = [content[name] for name in ("degraded", "clean", "matte")]
                 except (OSError, ValueError, KeyError):  # still being written
                     continue
-                self.weights[file] = weight * len(self.arrays[file][0])
+                self.arrays[file] = arrays[0], arrays[1]
+                self.wrong[file] = _make_wrong(*arrays[1:], len(self.arrays))
+                self.weights[file] = weight * len(arrays[0])
 
     def draw(self, rng: np.random.Generator, side: int, count: int) -> tuple[Tensor, Tensor]:
         """Random squares of one shard: degraded, clean (count, 3, side, side) in [0, 1]."""
         files = list(self.weights)
         weights = np.array([self.weights[file] for file in files])
-        degraded, clean = self.arrays[files[rng.choice(len(files), p=weights / weights.sum())]]
+        source = self.wrong if rng.random() < WRONG_SHARE else self.arrays
+        degraded, clean = source[files[rng.choice(len(files), p=weights / weights.sum())]]
         zoom = rng.choice(list(ZOOMS), p=list(ZOOMS.values()))
         length, squares = side // zoom, []
         for n in rng.integers(len(clean), size=count):
@@ -113,40 +123,53 @@ def augment(degraded: Tensor, clean: Tensor, rng: np.random.Generator) -> tuple[
     return degraded.clamp(0, 1), clean.clamp(0, 1)
 
 
-def build(recipe: Recipe, shards: Shards | None = None) -> SplatEnhancer:
-    """The enhancer before training, in float32; its convolutions run in bfloat16."""
-    model = SplatEnhancer.from_pretrained(CONFIG, device="cpu", seed=recipe.seed)
+class TrainedEncoder(SplatEnhancer):
+    """The enhancer with an encoder that learns, too; nobody else has that."""
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return SplatEnhancer._encode.__wrapped__(self, images)
+
+
+def build(folder: Path, recipe: Recipe) -> TrainedEncoder:
+    """The networks before training, in float32; their convolutions run in bfloat16."""
+    if not (folder / "base").exists():
+        write_start(folder / "base", recipe.seed)
+    config = CONFIG.replace(pretrained_model_name_or_path=str(folder / "base"))
+    model = TrainedEncoder.from_pretrained(config, device="cpu", seed=recipe.seed)
     model.unet.forward = torch.autocast("cpu", enabled=False)(model.unet.forward)  # faster so
-    if shards:
-        rng = np.random.default_rng(recipe.seed)
-        generator = torch.Generator().manual_seed(recipe.seed)
-        images = torch.cat([shards.draw(rng, 128, 4)[0] for _ in range(4)])
-        features = model._encode(images)[1][::-1]
-        for skip, feature, deviation in zip(model.skips, features, SKIP_DEVIATIONS, strict=True):
-            deviation = deviation / float(feature.std()) / math.sqrt(skip.in_channels)
-            skip.weight.data.normal_(0, deviation, generator=generator)
+    model.vae.encoder.requires_grad_(True)
+    model.vae.quant_conv.requires_grad_(True)
+    model.plain = copy.deepcopy(nn.Sequential(model.vae.post_quant_conv, model.vae.decoder))
+    generator = torch.Generator().manual_seed(recipe.seed)
+    for skip in model.skips:
+        skip.weight.data.normal_(0, 2 / math.sqrt(skip.in_channels), generator=generator)
+    for block in model.vae.decoder.up_blocks[:-1]:
+        block.upsamplers[0].conv.weight.data.mul_(0.5)  # what comes by the skips counts for more
+    model.plain[1].conv_out.reset_parameters()
     return model.to(memory_format=torch.channels_last)
 
 
 class Training:
     """Weights, their running average, the optimiser and the step: all that a stop must keep."""
 
-    def __init__(self, folder: Path, recipe: Recipe, shards: Shards | None = None) -> None:
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
         self.folder, self.recipe, self.step, self.seconds = folder, recipe, 0, 0.0
-        self.model = build(recipe, shards)
+        self.model = build(folder, recipe)
+        self.norms = EvenNorms(self.model.vae.encoder, self.model.vae.decoder,
+                               self.model.plain[1], skips=self.model.skips)
+        self.norms.hold()
         self.parameters = self.model.trainable()
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-        new = [p for name, p in self.parameters.items() if name.startswith(NEW)]
-        old = [p for name, p in self.parameters.items() if not name.startswith(NEW)]
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            slower = [factor for start, factor in SLOWER.items() if name.startswith(start)]
+            groups.setdefault((slower or [1.0])[0], []).append(parameter)
         self.optimizer = torch.optim.AdamW(
-            [{"params": old, "factor": 1.0}, {"params": new, "factor": 4.0}],
+            [{"params": group, "factor": factor} for factor, group in groups.items()],
             lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
         self.vgg = load_stlpips("vgg")
         self.vgg.net.to(torch.bfloat16, memory_format=torch.channels_last)
         self.losses: list[dict[str, float]] = []
-        self.kurtosis: list[Tensor] = []
-        for block in self.model.vae.decoder.up_blocks:
-            block.register_forward_hook(self._look)
         if (folder / "state.safetensors").exists():
             self._read()
 
@@ -154,29 +177,34 @@ class Training:
                rng: np.random.Generator) -> None:
         """One step of AdamW on one batch."""
         degraded = degraded.contiguous(memory_format=torch.channels_last)
-        self.kurtosis.clear()
+        losses = {}
         with torch.autocast("cpu", torch.bfloat16):
             restored = self.model.train()(degraded)
+            if self.step % DRAW_STEPS == 0:
+                half = len(clean) // 2
+                seen = torch.cat([clean[:half], degraded[half:]])
+                latent, _ = self.model._encode(seen)
+                error = self.model.plain(latent).float() / 2 + 0.5 - seen
+                losses["plain"] = error.abs().mean() + 4 * error.square().mean()
+                losses["latent"] = (latent.std() - 1).square()
         error = restored - clean
-        losses = {"l1": error.abs().mean(), "l2": error.square().mean()}
+        losses |= {"l1": error.abs().mean(), "l2": error.square().mean()}
         seen = min(3, len(clean))  # the rest is only compared by pixel
         top, left = rng.integers(0, clean.shape[2] - 63, size=2)
         square = slice(0, seen), slice(None), slice(top, top + 64), slice(left, left + 64)
         losses["stlpips"] = perceptual_distances(
             self.vgg, restored[square], clean[square], dtype=torch.bfloat16,
             terms=("lpips",))["lpips"].mean()
-        # Spots that are large enough leave the last normalisation nothing of the rest: the change
-        # is then 0 everywhere, an easy way to a small error, and there is no way back
-        losses["kurtosis"] = torch.stack(self.kurtosis).log().mean()
-        weights = {"l1": 1.0, "l2": self.recipe.squared, "stlpips": self.recipe.perceptual,
-                   "kurtosis": self.recipe.even}
-        total = sum(weight * losses[name] for name, weight in weights.items())
+        weights = {"l2": self.recipe.squared, "stlpips": self.recipe.perceptual, "plain": 0.5,
+                   "latent": 0.01}
+        total = sum(weights.get(name, 1.0) * value for name, value in losses.items())
         self.optimizer.zero_grad()
         total.backward()
         nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.step()
+        self.norms.hold()
         self.step += 1
         keep = min(self.recipe.average, self.step / (self.step + 10))
         with torch.no_grad():
@@ -193,12 +221,6 @@ class Training:
             yield self.model
         finally:
             self.model.train().load_trained(trained)
-
-    def _look(self, _: nn.Module, inputs: Any, features: Tensor) -> None:
-        """Keep how far the features of a block are from evenly large: their kurtosis."""
-        if self.model.training:
-            squares = features.float().square()
-            self.kurtosis.append(squares.square().mean() / squares.mean().square())
 
     def save(self) -> None:
         """Write all of it, beside its place first."""
@@ -268,8 +290,9 @@ class Validation:
         return float(distances.mean()), float(psnr(images, clean).mean())
 
 
-def train(training: Training, shards: Shards, validation: Validation, minutes: float) -> None:
-    """Train for some minutes by the clock, with a cosine from the full rate to a hundredth."""
+def train(training: Training, shards: Shards, validation: Validation, minutes: float,
+          decay_minutes: float) -> None:
+    """Train for some minutes by the clock; in the last of them the rate falls to a fiftieth."""
     recipe, began, used = training.recipe, time.monotonic(), time.process_time()
     rng = np.random.default_rng([recipe.seed, training.step])
     due = dict.fromkeys(("save", "relist", "log"), time.monotonic())
@@ -278,8 +301,9 @@ def train(training: Training, shards: Shards, validation: Validation, minutes: f
     while True:
         spent = time.monotonic() - began
         done = min(1.0, spent / (60 * minutes))
-        warm = min(1.0, (training.step + 1) / 100, (spent + 1) / 30)
-        rate = recipe.learning_rate * warm * (0.03 + 0.97 * (1 + math.cos(math.pi * done)) / 2)
+        warm = min(1.0, (training.step + 1) / 200, (spent + 1) / 20)
+        left = (minutes - spent / 60) / decay_minutes if decay_minutes else 1.0
+        rate = recipe.learning_rate * warm * min(1.0, max(0.02, left))
         sides = list(SIZES)
         side = sides[int(rng.random() < 0.5)]
         pair = augment(*shards.draw(rng, side, SIZES[side]), rng)
@@ -296,8 +320,9 @@ def train(training: Training, shards: Shards, validation: Validation, minutes: f
             entry: dict[str, Any] = {
                 "step": training.step, "core_seconds": round(training.seconds),
                 "rate": round(rate, 6), "pairs": sum(len(a) for a, _ in shards.arrays.values()),
-                "losses": {name: round(float(np.mean([x[name] for x in training.losses[-200:]])), 5)
-                           for name in training.losses[-1]}, "validation": figures}
+                "losses": {name: round(float(np.mean([
+                    x[name] for x in training.losses[-300:] if name in x])), 5)
+                    for name in ("l1", "l2", "stlpips", "plain", "latent")}, "validation": figures}
             with (training.folder / "log.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(entry) + "\n")
             print(json.dumps(entry), flush=True)
@@ -314,6 +339,18 @@ def train(training: Training, shards: Shards, validation: Validation, minutes: f
             return
 
 
+def _make_wrong(clean: np.ndarray, matte: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Other pairs of the same pictures: degraded, clean, as `wrong_detail` makes them."""
+    pairs: list[list[np.ndarray]] = [[], []]
+    for first in range(0, len(clean), 8):
+        rows = slice(first, first + 8)
+        images = wrong_detail(to_images(clean[rows]), torch.from_numpy(matte[rows] / 255).float(),
+                              [1000 * seed + first + row for row in range(len(clean[rows]))])
+        for part, image in zip(pairs, images[::-1], strict=True):
+            part.append((image * 255).round().byte().permute(0, 2, 3, 1).numpy())
+    return np.concatenate(pairs[0]), np.concatenate(pairs[1])
+
+
 def to_images(pixels: np.ndarray) -> Tensor:
     """Uint8 (N, H, W, 3) as float32 (N, 3, H, W) in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
@@ -327,24 +364,27 @@ def main() -> None:
     parser.add_argument("--validation-count", type=int, default=16, help="pairs of each set")
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60, help="by the clock")
+    parser.add_argument("--decay-minutes", type=float, default=0, help="the last of them")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--export", type=Path, help="write the averaged weights as an enhancer")
     parser.add_argument("--strength", type=float, default=1.0,
                         help="of the exported correction, chosen on validation heads")
     for name, value in vars(Recipe()).items():
         parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     args.state.mkdir(parents=True, exist_ok=True)
     recipe = Recipe(**{name: vars(args)[name] for name in vars(Recipe())})
-    shards = Shards(args.pairs) if args.pairs else None
-    training = Training(args.state, recipe, shards)
+    training = Training(args.state, recipe)
     if args.export:
+        model = SplatEnhancer.from_pretrained(CONFIG, device="cpu")
+        trained = {name: training.average[name] for name in model.trainable()}
         for name in ("weight", "bias"):
-            training.average[f"vae.decoder.conv_out.{name}"].mul_(args.strength)
-        export(training.model, CONFIG, args.export, step=training.step, trained=training.average)
+            trained[f"vae.decoder.conv_out.{name}"].mul_(args.strength)
+        export(model, CONFIG, args.export, step=training.step, trained=trained)
         return
-    train(training, shards, Validation(args.validation, args.validation_count),
-          args.minutes)
+    train(training, Shards(args.pairs), Validation(args.validation, args.validation_count),
+          args.minutes, args.decay_minutes)
 
 
 if __name__ == "__main__":
