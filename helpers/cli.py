@@ -65,7 +65,7 @@ class Train(Command):
             bar.update()
         if bar:
             bar.close()
-        if not run.team.first:
+        if not run.group.first:
             return {}
         saved, folder = run.latest(), run.export()
         print(f"Exported step {saved.step} to {folder}")
@@ -129,27 +129,27 @@ class Enhance(Command):
         from .model.export import load
         from .run import working_dtype
 
-        environment, team = detect(), processes()
+        environment, group = detect(), processes()
         inputs = find(self.inputs, self.output_dir)
-        with team.one_first():
+        with group.one_first():
             model = load(self.model or None, device=environment.device,
                          dtype=working_dtype(self.mixed_precision, environment))
         name = self.model or "the shipped enhancer"
         print(f"{len(inputs)} to restore by {name}")
         outcomes = []
         for outcome in restore_all(model, inputs, self.settings, output=self.output_dir,
-                                   share=(team.rank, team.count)):
+                                   share=(group.rank, group.count)):
             outcomes.append(outcome)
             repaired = [] if outcome.repaired is None else [
                 f"repaired {100 * outcome.repaired:.0f} % of the picture"]
             for line in [outcome.error] if outcome.error else [*repaired, *outcome.notes]:
                 print(f"{outcome.input.path}: {line}")
-        if team.count > 1:
+        if group.count > 1:
             import torch
-            parts: list[Any] = [None] * team.count
+            parts: list[Any] = [None] * group.count
             torch.distributed.all_gather_object(parts, outcomes)
             outcomes = [outcome for part in parts for outcome in part]
-        if self.zip and team.first:
+        if self.zip and group.first:
             zip_results(outcomes, self.zip)
         errors = {str(one.input.path): one.error for one in outcomes if one.error}
         skipped = sum(one.skipped for one in outcomes)

@@ -75,7 +75,7 @@ class Run:
         self.folder, self.results = (work / part / config.run_name for part in ("runs", "results"))
         self.data_folder, self.data_drive = work / "data", drive_dir and drive_dir / "data"
         self.drive = drive_dir and drive_dir / "runs" / config.run_name
-        self.team, self._folders = processes(), [*filter(None, (self.folder, self.drive))]
+        self.group, self._folders = processes(), [*filter(None, (self.folder, self.drive))]
         self._untuned = config.degradation
         self.config = config.replace(degradation=self._tuned_degradation() or config.degradation)
 
@@ -98,7 +98,7 @@ class Run:
     @cached_property
     def faces(self) -> Faces:
         """The faces to learn from and to be tested on."""
-        with self.team.one_first():
+        with self.group.one_first():
             return prepare_faces(self.config, self.data_folder, device=self.environment.device,
                                  drive=self.data_drive)
 
@@ -106,14 +106,14 @@ class Run:
     def pairs(self) -> Pairs:
         """The pairs, degraded and clean, of all kinds."""
         faces = self.faces
-        with self.team.one_first():
+        with self.group.one_first():
             return prepare_pairs(self.config, faces, self.data_folder,
                                  device=self.environment.device, drive=self.data_drive)
 
     @cached_property
     def model(self) -> SplatEnhancer:
         """The enhancer, untrained, or with the weights that `init_from` names."""
-        with self.team.one_first():
+        with self.group.one_first():
             model = SplatEnhancer.from_pretrained(
                 self.config, device=self.environment.device, dtype=self.environment.dtype,
                 cache=self._folders, seed=self.config.seed)
@@ -124,7 +124,7 @@ class Run:
     @cached_property
     def loss(self) -> EnhancerLoss:
         """The training loss."""
-        with self.team.one_first():
+        with self.group.one_first():
             return EnhancerLoss(self.config, device=self.environment.device,
                                 dtype=self.environment.dtype, seed=self.config.seed)
 
@@ -246,7 +246,7 @@ class Run:
         return load_stlpips("alex").to(self.environment.device)
 
     def _check_tuned(self) -> str:
-        """Say how much closer the tuned enhancer is to held-out own photographs, or refuse it."""
+        """Say how far tuning helped on held-out own photographs, or that it did not: an error."""
         device, rows, table = self.environment.device, self.pairs.own.held_out, []
         untuned = load(self.config.init_from, device=device, dtype=self.environment.dtype)
         for row in rows:

@@ -93,9 +93,9 @@ def test_loading_imports_neither_text_encoder_nor_lora(exported, monkeypatch):
 
 
 def test_masters_of_a_run_are_exported_where_its_model_is_rounded(tmp_path):
-    half, masters = build(dtype=torch.float16), build().trained_state()
-    written = read(export(half, CONFIG, tmp_path / "enhancer", trained=masters))[1]
-    assert all(torch.equal(written[name], value) for name, value in masters.items())
+    half, weights = build(dtype=torch.float16), build().trained_state()
+    written = read(export(half, CONFIG, tmp_path / "enhancer", trained=weights))[1]
+    assert all(torch.equal(written[name], value) for name, value in weights.items())
     assert any(not torch.equal(written[n], value) for n, value in half.trained_state().items())
 
 

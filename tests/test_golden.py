@@ -122,8 +122,8 @@ def test_weights_after_six_steps_are_as_before(label):
     model.train()
 
     def weights():
-        masters = (trainer.masters[name] for name in sorted(trainer.masters))
-        return torch.cat([value.detach().float().flatten() for value in masters])
+        weights = (trainer.weights[name] for name in sorted(trainer.weights))
+        return torch.cat([value.detach().float().flatten() for value in weights])
 
     torch.testing.assert_close(weights()[::97], VALUES[f"weights/{label}/initial"])
     for step, (_, norm, skipped) in enumerate(NUMBERS[f"history/{label}"]):

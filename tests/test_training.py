@@ -139,7 +139,7 @@ def test_the_learning_rate_warms_up_and_decays_to_a_tenth(config):
 
 def test_skips_and_mask_learn_at_rates_of_their_own(config):
     trainer = Trainer(config.replace(skip_learning_rate_factor=0.25), tiny_model(config))
-    names = {id(p): name for name, p in trainer.masters.items()}
+    names = {id(p): name for name, p in trainer.weights.items()}
     factors = {names[id(p)].split(".")[0]: group["factor"]
                for group in trainer.optimiser.param_groups for p in group["params"]}
     assert factors == {"unet": 1.0, "vae": 1.0, "skips": 0.25, "mask": MASK_FACTOR}
@@ -155,7 +155,7 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(config, data, 
             model, EnhancerLoss(config, device="cpu"))
         for number in range(2 * accumulate, 3 * accumulate):  # of step 3
             trainer.backward(step(*batch_at(changed, data, number))["total"], accumulate)
-        return torch.cat([p.grad.flatten() for p in trainer.masters.values()
+        return torch.cat([p.grad.flatten() for p in trainer.weights.values()
                           if p.grad is not None]), trainer.loss
     (large, large_loss), (small, small_loss) = gradient(3, 1), gradient(1, 3)
     tolerance = 1e-4 if dtype == torch.float32 else 0.05
@@ -168,11 +168,11 @@ def test_master_weights_learn_what_half_precision_would_lose(config, data):
     model = tiny_model(config, torch.bfloat16)
     trainer, step = Trainer(config, model), default_training_step(
         model, EnhancerLoss(config, device="cpu"))
-    start = {name: p.detach().clone() for name, p in trainer.masters.items()}
+    start = {name: p.detach().clone() for name, p in trainer.weights.items()}
     for number in range(3):
         trainer.backward(step(*batch_at(config, data, number))["total"])
         trainer.update()
-    moved = [name for name, p in trainer.masters.items() if not torch.equal(start[name], p)]
+    moved = [name for name, p in trainer.weights.items() if not torch.equal(start[name], p)]
     lost = [name for name in moved
             if torch.equal(start[name].bfloat16(), trainer.working[name])]
     assert len(moved) > 0.7 * len(start) and len(lost) > 0.3 * len(moved)

@@ -140,7 +140,7 @@ def test_other_containers_become_mp4_with_their_sound_in_time(tmp_path, name, co
         assert len(after.packets) == len(before.packets) and not notes
         assert name == "a.ts" or [p[3:] for p in after.packets] == [p[3:] for p in before.packets]
     else:
-        assert notes == ["its sound (pcm_s16le) is encoded anew, as AAC"]
+        assert notes == ["its sound (pcm_s16le) is encoded again, as AAC"]
 
 
 def test_sound_that_no_mp4_takes_is_encoded_anew_and_costs_no_picture(tmp_path, monkeypatch):
@@ -149,7 +149,7 @@ def test_sound_that_no_mp4_takes_is_encoded_anew_and_costs_no_picture(tmp_path, 
     path, notes = restore(source)
     film = read_film(path)
     assert len(film.frames) == 5 and film.sounds[0][1] == "aac"
-    assert notes == ["its sound (wmav2) is encoded anew, as AAC"]
+    assert notes == ["its sound (wmav2) is encoded again, as AAC"]
 
 
 def test_an_avi_with_b_frames_begins_with_its_sound(tmp_path):

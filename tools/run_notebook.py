@@ -43,7 +43,7 @@ def execute(source: Path, folder: Path, form: dict[str, str]) -> Path:
                   f"{time.monotonic() - started:5.0f} s  {title}", flush=True)
 
     client = NotebookClient(notebook, kernel_name="python3", timeout=None, on_cell_start=announce,
-                            store_widget_state=False,
+                            store_widget_state=False, coalesce_streams=True,
                             resources={"metadata": {"path": str(source.parent)}})
     try:
         client.execute()

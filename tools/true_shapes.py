@@ -241,7 +241,7 @@ def save_and_resume(folder: Path, **changes: Any) -> dict[str, Any]:
 
     def go_on() -> None:
         with lock(folder):
-            resume(model.config, model, folder, team=processes())
+            resume(model.config, model, folder, group=processes())
 
     return {"checkpoint_save_s": median_s(lambda: save(trainer.checkpoint(), folder), 7),
             "resume_s": median_s(go_on, 3, 1),

@@ -255,7 +255,7 @@ def join(video: Video, pieces: Sequence[Piece], target: Path, mark: str, notes: 
     else:
         raise ValueError(f"{video.path.name}: expected frames that can be joined, got "
                          f"{_reason(done.stderr.decode(errors='replace'))}; {AGAIN}")
-    notes += [f"its sound ({sound.codec}) is encoded anew, as AAC"
+    notes += [f"its sound ({sound.codec}) is encoded again, as AAC"
               for sound, codec in zip(sounds, codecs, strict=False) if codec == "aac"]
     if lost := [f"{stream.kind.lower()} #{stream.number} ({stream.codec})"
                 for stream in video.streams if stream not in (main, *kept)]:

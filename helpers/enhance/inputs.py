@@ -23,7 +23,7 @@ from ..images import SUFFIXES, read_png_text
 KINDS = {"picture": SUFFIXES, "splat": (".ply", ".ply.gz"), "video": (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".3gp",
     ".wmv", ".flv")}
-OTHER_SPLATS = (".splat", ".ksplat", ".spz", ".sog")  # known when named, to be refused by name
+OTHER_SPLATS = (".splat", ".ksplat", ".spz", ".sog")  # known when named, to be rejected by name
 MARK = "splat-enhancer"  # keyword of the text in a PNG, first word of a tag in an mp4
 STEM_BYTES = 200  # of the 255 that a name may have
 

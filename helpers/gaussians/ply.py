@@ -1,7 +1,7 @@
 """Trained Gaussians as a `.ply` file, the way 3D Gaussian Splatting writes it: read and written.
 
 Columns mean what their writer meant: what other trainers and converters store is recognised and
-converted, or refused by name.
+converted, or rejected by name.
 """
 
 from __future__ import annotations

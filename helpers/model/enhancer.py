@@ -62,7 +62,7 @@ class SplatEnhancer(nn.Module):
     VAE decoder and the UNet's `conv_in` ("lora"), or all weights of UNet and decoder ("full");
     with both 1×1 skip convolutions from encoder to decoder, and what `config.blend` adds: "none"
     is pix2pix-turbo. All modules hold working copies in one dtype; where that is a half-precision
-    one, the trainer keeps fp32 masters of `trainable()`.
+    one, the trainer keeps fp32 master weights of `trainable()`.
 
     Source: Parmar et al., "One-Step Image Translation with Text-to-Image Models", 2024.
     """

@@ -43,7 +43,7 @@ def export(model: SplatEnhancer, config: Config, folder: str | Path, *, step: in
         config: the one it was built and trained with.
         folder: created if need be; an export in it is replaced.
         step: how many training steps it has seen.
-        trained: the fp32 masters of a checkpoint; None writes the model's own working copies,
+        trained: the fp32 weights of a checkpoint; None writes the model's own working copies,
             which on a GPU are rounded to half precision.
         metrics: anything JSON can hold, such as the sets of `metrics.json`.
     """

@@ -78,11 +78,11 @@ def train(config: Config, model: SplatEnhancer, loss: EnhancerLoss, faces: Faces
     Yields:
         One record per step.
     """
-    team, device = processes(), next(model.parameters()).device
+    group, device = processes(), next(model.parameters()).device
     training_step = training_step or default_training_step(model, loss)
-    with (lock(folder) if team.first else nullcontext(), StopRequests() as stop,
-          closing(DriveCopy(drive if team.first else None)) as copy):
-        trainer = resume(config, model, folder, drive, trained_on=trained_on, team=team)
+    with (lock(folder) if group.first else nullcontext(), StopRequests() as stop,
+          closing(DriveCopy(drive if group.first else None)) as copy):
+        trainer = resume(config, model, folder, drive, trained_on=trained_on, group=group)
         if trainer.step >= config.max_train_steps:
             print(f"Run {config.run_name!r} is finished ({trainer.step} steps); raise "
                   "max_train_steps to go on.")
@@ -94,16 +94,16 @@ def train(config: Config, model: SplatEnhancer, loss: EnhancerLoss, faces: Faces
         numbers = range(trainer.step * accumulate, config.max_train_steps * accumulate)
         batches = load_batches(faces, numbers, seed=config.seed, batch=config.train_batch_size,
                                workers=config.dataloader_num_workers,
-                               rows=team.rows(config.train_batch_size))
-        with closing(batches), _saving(trainer, folder, copy, team) as save_if_due:
-            while trainer.step < config.max_train_steps and not team.any(stop.asked):
+                               rows=group.rows(config.train_batch_size))
+        with closing(batches), _saving(trainer, folder, copy, group) as save_if_due:
+            while trainer.step < config.max_train_steps and not group.any(stop.asked):
                 started = time.perf_counter()
                 rate = learning_rate_at(trainer.step + 1, config)
                 trainer.set_learning_rate(rate)
                 drawn = [next(batches) for _ in range(accumulate)]
-                losses = trainer.within_memory(team, lambda drawn=drawn: add_gradients(
-                    trainer, training_step, loss, pairs, drawn, team))
-                losses = trainer.sum_over(team, losses)
+                losses = trainer.within_memory(group, lambda drawn=drawn: add_gradients(
+                    trainer, training_step, loss, pairs, drawn, group))
+                losses = trainer.sum_over(group, losses)
                 norm, skipped = trainer.update()
 
                 seconds, step = time.perf_counter() - started, trainer.step
@@ -112,11 +112,11 @@ def train(config: Config, model: SplatEnhancer, loss: EnhancerLoss, faces: Faces
                     step, losses, rate, norm, skipped, seconds,
                     config.train_batch_size * accumulate / seconds,
                     torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
-                    validate() if validate and due and team.first else None)
+                    validate() if validate and due and group.first else None)
                 trainer.history.append(asdict(record))
                 save_if_due()
                 yield record
-        if team.any(stop.asked):
+        if group.any(stop.asked):
             raise Stopped(f"Stopped after step {trainer.step} and saved in {folder}. Run the same "
                           "again to go on.")
 
@@ -143,7 +143,7 @@ def training_batch(config: Config, pairs: Pairs, drawn: Drawn, device: torch.dev
 
 
 def add_gradients(trainer: Trainer, training_step: TrainingStep, loss: EnhancerLoss, pairs: Pairs,
-                  drawn: Sequence[Drawn], team: Processes) -> dict[str, float]:
+                  drawn: Sequence[Drawn], group: Processes) -> dict[str, float]:
     """Pass a step's batches forward and back; its gradients are then in the trainer.
 
     Returns:
@@ -152,7 +152,7 @@ def add_gradients(trainer: Trainer, training_step: TrainingStep, loss: EnhancerL
     config, device = trainer.config, trainer.loss.device
     sums: Counter[str] = Counter()
     for number, batch in enumerate(drawn, start=trainer.step * len(drawn)):
-        rows = team.rows(config.train_batch_size)
+        rows = group.rows(config.train_batch_size)
         share = (rows.stop - rows.start) / config.train_batch_size
         loss.crop_seed = config.seed + number
         losses = training_step(*training_batch(config, pairs, batch, device, rows))
@@ -163,14 +163,14 @@ def add_gradients(trainer: Trainer, training_step: TrainingStep, loss: EnhancerL
 
 
 def resume(config: Config, model: SplatEnhancer, folder: Path, drive: Path | None = None, *,
-           trained_on: str = "", team: Processes) -> Trainer:
+           trained_on: str = "", group: Processes) -> Trainer:
     """Load the newest good checkpoint of a run into the model, if there is one, and say so."""
-    saved = team.broadcast(newest(filter(None, [folder, drive])) if team.first else None)
+    saved = group.broadcast(newest(filter(None, [folder, drive])) if group.first else None)
     started = max(time.time(), saved.started + 1e-3 if saved else 0.0)  # later than that session
     trainer = Trainer(config, model, trained_on=trained_on, session=uuid.uuid4().hex,
                       started=started)
-    own = config.to_json(), trained_on, digest(model.trained_state()) if team.count > 1 else ""
-    if team.any(team.broadcast(own) != own):
+    own = config.to_json(), trained_on, digest(model.trained_state()) if group.count > 1 else ""
+    if group.any(group.broadcast(own) != own):
         raise ValueError("processes: expected the same settings, images and weights in all, got "
                          "different ones; start all with the same command and the same data")
     if saved is None:
@@ -188,7 +188,7 @@ def resume(config: Config, model: SplatEnhancer, folder: Path, drive: Path | Non
 
 
 @contextmanager
-def _saving(trainer: Trainer, folder: Path, copy: DriveCopy, team: Processes,
+def _saving(trainer: Trainer, folder: Path, copy: DriveCopy, group: Processes,
             ) -> Iterator[Callable[[], None]]:
     """Save now (what cannot be saved is said before hours of training), when due, and at the end.
 
@@ -200,7 +200,7 @@ def _saving(trainer: Trainer, folder: Path, copy: DriveCopy, team: Processes,
     def save_now() -> None:
         nonlocal saved_step, tried_step, tried_at
         tried_step, tried_at = trainer.step, time.monotonic()
-        if team.first:
+        if group.first:
             checkpoint = trainer.checkpoint()
             content = checkpoint.to_bytes()
             save(checkpoint, folder, content=content)

@@ -40,12 +40,12 @@ class Trainer:
         self.history: list[dict[str, Any]] = []
         self.notes: list[dict[str, Any]] = []
         self.working = model.trainable()
-        self.masters = {name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
+        self.weights = {name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
                         for name, p in self.working.items()}
-        self.copies = {name: p for name, p in self.working.items() if p is not self.masters[name]}
+        self.copies = {name: p for name, p in self.working.items() if p is not self.weights[name]}
         factors = {"skips": config.skip_learning_rate_factor, "mask": MASK_FACTOR}
         groups: dict[float, list[Tensor]] = {}
-        for name, p in self.masters.items():
+        for name, p in self.weights.items():
             groups.setdefault(factors.get(name.split(".")[0], 1.0), []).append(p)
         device = next(iter(self.working.values())).device
         self.optimiser = torch.optim.AdamW(
@@ -62,8 +62,8 @@ class Trainer:
 
     def checkpoint(self) -> Checkpoint:
         """The state as CPU tensors, which on a CPU are the trainer's own."""
-        tensors = {f"model/{name}": p.detach() for name, p in self.masters.items()}
-        for name, p in self.masters.items():
+        tensors = {f"model/{name}": p.detach() for name, p in self.weights.items()}
+        for name, p in self.weights.items():
             moments = self.optimiser.state.get(p, {})
             tensors |= {f"{k}/{name}": moments[k] for k in MOMENTS if k in moments}
         updates = [state["step"] for state in self.optimiser.state.values()]
@@ -77,7 +77,7 @@ class Trainer:
         trained = saved.trained
         self.model.load_trained(trained)
         self.optimiser.state.clear()
-        for name, p in self.masters.items():
+        for name, p in self.weights.items():
             p.data.copy_(trained[name])
             if f"exp_avg/{name}" in saved.tensors:
                 moments = {k: saved.tensors[f"{k}/{name}"].to(p.device, copy=True)
@@ -89,8 +89,8 @@ class Trainer:
 
     def set_learning_rate(self, rate: float) -> None:
         """Of the next update; skips and mask have factors of their own on it."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate * group["factor"]
+        for options in self.optimiser.param_groups:
+            options["lr"] = rate * options["factor"]
 
     def backward(self, loss: Tensor, batches: float = 1.0) -> None:
         """Add a batch's gradient, divided by how many batches a step has, to the master weights'.
@@ -109,7 +109,7 @@ class Trainer:
             The gradient's norm, NaN for a loss that is not finite, and whether it was skipped.
         """
         self.scaler.unscale_(self.optimiser)
-        length = torch.nn.utils.clip_grad_norm_(self.masters.values(), self.config.max_grad_norm)
+        length = torch.nn.utils.clip_grad_norm_(self.weights.values(), self.config.max_grad_norm)
         norm = float(length + 0 * self.loss)  # NaN where the loss is; the GPU is waited for once
         finite = math.isfinite(norm)
         self.step += 1
@@ -122,11 +122,11 @@ class Trainer:
 
     def drop_gradients(self) -> None:
         """Begin the step again: what its batches have added so far is forgotten."""
-        for p in (*self.masters.values(), *self.copies.values()):
+        for p in (*self.weights.values(), *self.copies.values()):
             p.grad = None
         self.loss = torch.zeros_like(self.loss)
 
-    def within_memory(self, team: Processes,
+    def within_memory(self, group: Processes,
                       work: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Do the work of a step; where it does not fit, once more with gradient checkpointing.
 
@@ -136,7 +136,7 @@ class Trainer:
             losses = None
             with suppress(torch.OutOfMemoryError):  # within, the error's frames hold activations
                 losses = work()
-            if not team.any(losses is None):
+            if not group.any(losses is None):
                 return losses
             self.drop_gradients()
             free_memory()
@@ -152,31 +152,31 @@ class Trainer:
             "train_batch_size and double gradient_accumulation_steps, then run again: the run goes "
             "on from its last checkpoint")
 
-    def sum_over(self, team: Processes, losses: dict[str, float]) -> dict[str, float]:
+    def sum_over(self, group: Processes, losses: dict[str, float]) -> dict[str, float]:
         """Give each process the gradients and losses of the whole batch: then all step alike."""
-        if team.count == 1:
+        if group.count == 1:
             return losses
-        team.sum_gradients(self.masters.values())
-        self.loss = team.sum(self.loss)
-        values = team.sum(torch.tensor([*losses.values()], dtype=torch.float64))
+        group.sum_gradients(self.weights.values())
+        self.loss = group.sum(self.loss)
+        values = group.sum(torch.tensor([*losses.values()], dtype=torch.float64))
         return dict(zip(losses, values.tolist(), strict=True))
 
     @torch.no_grad()
     def _move_gradients(self) -> None:
-        """From half-precision copies to their masters, in few launches for all."""
+        """From half-precision copies to the fp32 weights, in few launches for all."""
         names = [name for name, p in self.copies.items() if p.grad is not None]
         if not names:
             return
-        masters = [self.masters[name] for name in names]
-        gradients = [torch.empty_like(master) for master in masters]
+        weights = [self.weights[name] for name in names]
+        gradients = [torch.empty_like(weight) for weight in weights]
         torch._foreach_copy_(gradients, [self.copies[name].grad for name in names])
-        if masters[0].grad is not None:
-            torch._foreach_add_(gradients, [master.grad for master in masters])
-        for name, master, gradient in zip(names, masters, gradients, strict=True):
-            master.grad, self.copies[name].grad = gradient, None
+        if weights[0].grad is not None:
+            torch._foreach_add_(gradients, [weight.grad for weight in weights])
+        for name, weight, gradient in zip(names, weights, gradients, strict=True):
+            weight.grad, self.copies[name].grad = gradient, None
 
     @torch.no_grad()
     def _refresh_copies(self) -> None:
         if self.copies:
             torch._foreach_copy_([*self.copies.values()],
-                                 [self.masters[name] for name in self.copies])
+                                 [self.weights[name] for name in self.copies])
