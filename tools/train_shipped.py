@@ -1,14 +1,16 @@
 """Train the shipped enhancer, and with it the encoder of the embedded base, for hours.
 
-    python -m tools.train_shipped --pairs PAIRS_1 PAIRS_2=0.5 --state STATE --minutes 120
-    python -m tools.build_base OUT --state STATE    # the base with this encoder
-    python -m tools.train_shipped --state STATE --export helpers/assets/enhancer --strength 0.9
+    python -m tools.train_shipped --pairs PAIRS_1 PAIRS_2=0.5 --state FIRST --minutes 60
+    python -m tools.build_base BASE --state FIRST --pairs PAIRS_1    # the base with this encoder
+    python -m tools.train_shipped --pairs PAIRS_1 PAIRS_2 --state SECOND --minutes 60 \\
+        --base BASE --start FIRST
+    python -m tools.train_shipped --state SECOND --export helpers/assets/enhancer --strength 0.9
 
-Encoder, UNet, decoder and skips learn to restore. A second decoder, without skips, learns to draw
-what was encoded, so that the latent keeps the picture. The encoder becomes the base's, frozen in
-whatever is trained on it. Goes on where it was stopped. Pairs are shards as `tools.heads.pairs`
-writes them: uint8 `degraded`, `clean` (N, H, W, 3) and `matte` (N, H, W); whoever writes new ones
-need not stop this.
+First encoder, UNet, decoder and skips learn to restore, and a second decoder, without skips, learns
+to draw what was encoded, so that the latent keeps the picture. That encoder becomes the base's. On
+the base it is frozen, as in whatever is trained on it, and all others go on. Each goes on where it
+was stopped. Pairs are shards as `tools.heads.pairs` writes them: uint8 `degraded`, `clean`
+(N, H, W, 3) and `matte` (N, H, W); whoever writes new ones need not stop this.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ STRENGTHS = (1.0, 0.6)  # at which validation looks
 RELIST_S, LOG_S, SAVE_S = 120, 240, 240
 WRONG_SHARE = 0.3  # of the squares: detail made wrong on a clean picture, not a fit's view
 CLEAN_SHARE, MIXED_SHARE, MILD_SHARE, COLOR_SHARE = 0.05, 0.15, 0.2, 0.3
-SLOWER = {"unet": 0.5, "vae.decoder.conv_out": 0.2}  # factors on the learning rate
+RATES = {"vae.encoder": 1.0, "vae.quant_conv": 1.0, "unet": 0.7,  # times the learning rate; else 3
+         "vae.decoder.conv_out": 0.5}
 DRAW_STEPS = 3  # each such step the second decoder learns, too
 
 
@@ -82,7 +85,7 @@ class Shards:
                 except (OSError, ValueError, KeyError):  # still being written
                     continue
                 self.arrays[file] = arrays[0], arrays[1]
-                self.wrong[file] = _make_wrong(*arrays[1:], len(self.arrays))
+                self.wrong[file] = _make_wrong(*arrays[1:], file)
                 self.weights[file] = weight * len(arrays[0])
 
     def draw(self, rng: np.random.Generator, side: int, count: int) -> tuple[Tensor, Tensor]:
@@ -130,40 +133,43 @@ class TrainedEncoder(SplatEnhancer):
         return SplatEnhancer._encode.__wrapped__(self, images)
 
 
-def build(folder: Path, recipe: Recipe) -> TrainedEncoder:
+def build(folder: Path, recipe: Recipe, base: Path | None) -> SplatEnhancer:
     """The networks before training, in float32; their convolutions run in bfloat16."""
-    if not (folder / "base").exists():
+    if base is None and not (folder / "base").exists():
         write_start(folder / "base", recipe.seed)
-    config = CONFIG.replace(pretrained_model_name_or_path=str(folder / "base"))
-    model = TrainedEncoder.from_pretrained(config, device="cpu", seed=recipe.seed)
+    config = CONFIG.replace(pretrained_model_name_or_path=str(base or folder / "base"))
+    model = (SplatEnhancer if base else TrainedEncoder).from_pretrained(
+        config, device="cpu", seed=recipe.seed)
     model.unet.forward = torch.autocast("cpu", enabled=False)(model.unet.forward)  # faster so
-    model.vae.encoder.requires_grad_(True)
-    model.vae.quant_conv.requires_grad_(True)
-    model.plain = copy.deepcopy(nn.Sequential(model.vae.post_quant_conv, model.vae.decoder))
-    generator = torch.Generator().manual_seed(recipe.seed)
-    for skip in model.skips:
-        skip.weight.data.normal_(0, 2 / math.sqrt(skip.in_channels), generator=generator)
-    for block in model.vae.decoder.up_blocks[:-1]:
-        block.upsamplers[0].conv.weight.data.mul_(0.5)  # what comes by the skips counts for more
-    model.plain[1].conv_out.reset_parameters()
+    if base is None:
+        model.vae.encoder.requires_grad_(True)
+        model.vae.quant_conv.requires_grad_(True)
+        model.plain = copy.deepcopy(nn.Sequential(model.vae.post_quant_conv, model.vae.decoder))
+        model.plain[1].conv_out.reset_parameters()
+        generator = torch.Generator().manual_seed(recipe.seed)
+        for skip in model.skips:
+            skip.weight.data.normal_(0, 2 / math.sqrt(skip.in_channels), generator=generator)
+        for block in model.vae.decoder.up_blocks[:-1]:
+            block.upsamplers[0].conv.weight.data.mul_(0.5)  # what comes by skips counts for more
     return model.to(memory_format=torch.channels_last)
 
 
 class Training:
     """Weights, their running average, the optimiser and the step: all that a stop must keep."""
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, base: Path | None = None,
+                 start: Path | None = None) -> None:
         self.folder, self.recipe, self.step, self.seconds = folder, recipe, 0, 0.0
-        self.model = build(folder, recipe)
-        self.norms = EvenNorms(self.model.vae.encoder, self.model.vae.decoder,
-                               self.model.plain[1], skips=self.model.skips)
+        self.model, self.encoder_learns = build(folder, recipe, base), base is None
+        halves = [self.model.vae.encoder, self.model.plain[1]] if self.encoder_learns else []
+        self.norms = EvenNorms(self.model.vae.decoder, *halves, skips=self.model.skips)
         self.norms.hold()
         self.parameters = self.model.trainable()
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.parameters.items():
-            slower = [factor for start, factor in SLOWER.items() if name.startswith(start)]
-            groups.setdefault((slower or [1.0])[0], []).append(parameter)
+            factors = [factor for start, factor in RATES.items() if name.startswith(start)]
+            groups.setdefault((factors or [3.0])[0], []).append(parameter)
         self.optimizer = torch.optim.AdamW(
             [{"params": group, "factor": factor} for factor, group in groups.items()],
             lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
@@ -171,7 +177,9 @@ class Training:
         self.vgg.net.to(torch.bfloat16, memory_format=torch.channels_last)
         self.losses: list[dict[str, float]] = []
         if (folder / "state.safetensors").exists():
-            self._read()
+            self._read(folder / "state.safetensors")
+        elif start:
+            self._read(start / "state.safetensors", from_average=True)
 
     def update(self, degraded: Tensor, clean: Tensor, rate: float,
                rng: np.random.Generator) -> None:
@@ -180,7 +188,7 @@ class Training:
         losses = {}
         with torch.autocast("cpu", torch.bfloat16):
             restored = self.model.train()(degraded)
-            if self.step % DRAW_STEPS == 0:
+            if self.encoder_learns and self.step % DRAW_STEPS == 0:
                 half = len(clean) // 2
                 seen = torch.cat([clean[:half], degraded[half:]])
                 latent, _ = self.model._encode(seen)
@@ -195,7 +203,7 @@ class Training:
         losses["stlpips"] = perceptual_distances(
             self.vgg, restored[square], clean[square], dtype=torch.bfloat16,
             terms=("lpips",))["lpips"].mean()
-        weights = {"l2": self.recipe.squared, "stlpips": self.recipe.perceptual, "plain": 0.5,
+        weights = {"l2": self.recipe.squared, "stlpips": self.recipe.perceptual, "plain": 1.0,
                    "latent": 0.01}
         total = sum(weights.get(name, 1.0) * value for name, value in losses.items())
         self.optimizer.zero_grad()
@@ -235,18 +243,19 @@ class Training:
                   {"step": str(self.step), "seconds": str(self.seconds)})
         partial.replace(self.folder / "state.safetensors")
 
-    def _read(self) -> None:
+    def _read(self, file: Path, from_average: bool = False) -> None:
+        """Go on from a state, or begin anew from the averaged weights of another one."""
         from safetensors import safe_open
 
-        file = self.folder / "state.safetensors"
         with safe_open(file, "pt") as content:
             texts = content.metadata()
         self.step, self.seconds = int(texts["step"]), float(texts["seconds"])
         tensors = load_file(file)
         for name, parameter in self.parameters.items():
-            parameter.data.copy_(tensors[f"weights/{name}"])
+            kind = "average" if from_average else "weights"
+            parameter.data.copy_(tensors[f"{kind}/{name}"])
             self.average[name].copy_(tensors[f"average/{name}"])
-            if f"exp_avg/{name}" in tensors:  # a committed state has none
+            if not from_average:
                 self.optimizer.state[parameter] = {
                     "step": torch.tensor(float(self.step)),
                     **{key: tensors[f"{key}/{name}"].clone().contiguous(
@@ -294,14 +303,14 @@ def train(training: Training, shards: Shards, validation: Validation, minutes: f
           decay_minutes: float) -> None:
     """Train for some minutes by the clock; in the last of them the rate falls to a fiftieth."""
     recipe, began, used = training.recipe, time.monotonic(), time.process_time()
-    rng = np.random.default_rng([recipe.seed, training.step])
+    rng, first_step = np.random.default_rng([recipe.seed, training.step]), training.step
     due = dict.fromkeys(("save", "relist", "log"), time.monotonic())
     due["log"] += 60
     best = -math.inf
     while True:
         spent = time.monotonic() - began
         done = min(1.0, spent / (60 * minutes))
-        warm = min(1.0, (training.step + 1) / 200, (spent + 1) / 20)
+        warm = min(1.0, (training.step - first_step + 1) / 200)
         left = (minutes - spent / 60) / decay_minutes if decay_minutes else 1.0
         rate = recipe.learning_rate * warm * min(1.0, max(0.02, left))
         sides = list(SIZES)
@@ -322,7 +331,7 @@ def train(training: Training, shards: Shards, validation: Validation, minutes: f
                 "rate": round(rate, 6), "pairs": sum(len(a) for a, _ in shards.arrays.values()),
                 "losses": {name: round(float(np.mean([
                     x[name] for x in training.losses[-300:] if name in x])), 5)
-                    for name in ("l1", "l2", "stlpips", "plain", "latent")}, "validation": figures}
+                    for name in training.losses[-1]}, "validation": figures}
             with (training.folder / "log.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(entry) + "\n")
             print(json.dumps(entry), flush=True)
@@ -339,16 +348,24 @@ def train(training: Training, shards: Shards, validation: Validation, minutes: f
             return
 
 
-def _make_wrong(clean: np.ndarray, matte: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Other pairs of the same pictures: degraded, clean, as `wrong_detail` makes them."""
+def _make_wrong(clean: np.ndarray, matte: np.ndarray, shard: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Other pairs of a shard's pictures, kept beside it: degraded, clean by `wrong_detail`."""
+    kept = shard.parent / "wrong" / shard.name
+    if kept.exists():
+        with np.load(kept) as content:
+            return content["degraded"], content["clean"]
     pairs: list[list[np.ndarray]] = [[], []]
+    first_seed = int(shard.stem.rsplit("_", 1)[1]) * 1000
     for first in range(0, len(clean), 8):
         rows = slice(first, first + 8)
         images = wrong_detail(to_images(clean[rows]), torch.from_numpy(matte[rows] / 255).float(),
-                              [1000 * seed + first + row for row in range(len(clean[rows]))])
+                              [first_seed + first + row for row in range(len(clean[rows]))])
         for part, image in zip(pairs, images[::-1], strict=True):
             part.append((image * 255).round().byte().permute(0, 2, 3, 1).numpy())
-    return np.concatenate(pairs[0]), np.concatenate(pairs[1])
+    degraded, clean = (np.concatenate(part) for part in pairs)
+    kept.parent.mkdir(exist_ok=True)
+    np.savez(kept, degraded=degraded, clean=clean)
+    return degraded, clean
 
 
 def to_images(pixels: np.ndarray) -> Tensor:
@@ -366,6 +383,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60, help="by the clock")
     parser.add_argument("--decay-minutes", type=float, default=0, help="the last of them")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--base", type=Path, help="the encoder is this base's, and frozen")
+    parser.add_argument("--start", type=Path, help="state whose averaged weights are begun with")
     parser.add_argument("--export", type=Path, help="write the averaged weights as an enhancer")
     parser.add_argument("--strength", type=float, default=1.0,
                         help="of the exported correction, chosen on validation heads")
@@ -375,7 +394,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     args.state.mkdir(parents=True, exist_ok=True)
     recipe = Recipe(**{name: vars(args)[name] for name in vars(Recipe())})
-    training = Training(args.state, recipe)
+    training = Training(args.state, recipe, args.base, args.start)
     if args.export:
         model = SplatEnhancer.from_pretrained(CONFIG, device="cpu")
         trained = {name: training.average[name] for name in model.trainable()}
