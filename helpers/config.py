@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 ASSETS = Path(__file__).parent / "assets"
-TINY_BASE = "tiny-sd-turbo"  # embedded in helpers/assets
+TINY_BASE = "tiny-sd-turbo"
+EMBEDDED_BASES = (TINY_BASE, "tiny-restorer")  # the demo's, the shipped enhancer's
 SD_TURBO = "stabilityai/sd-turbo"
 PAIR_KINDS = ("synthetic", "fit", "novel_view", "own")
 

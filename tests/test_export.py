@@ -58,6 +58,24 @@ def folder(exported, tmp_path):
     return Path(shutil.copytree(exported, tmp_path / "enhancer"))
 
 
+def test_an_export_of_all_weights_may_leave_to_the_base_what_the_base_has(tmp_path):
+    config = CONFIG.replace(train_base="full", blend="correction")
+    model = build(config)
+    changed = {name: tensor for name, tensor in model.trained_state().items()
+               if name.startswith("skips")}
+    written = export(model, config, tmp_path / "enhancer", trained=changed)
+    expected = SplatEnhancer.from_pretrained(config, device="cpu", seed=5,
+                                             prompt_embedding=EXPECTED["prompt_embedding"])
+    expected.load_trained(expected.trained_state() | changed)
+    fresh = SplatEnhancer.from_pretrained(config, device="cpu", seed=5,
+                                          prompt_embedding=EXPECTED["prompt_embedding"])
+    start_from(fresh, written)
+    restored = expected.enhance(IMAGES)
+    torch.testing.assert_close(fresh.enhance(IMAGES), restored, atol=1e-4, rtol=0)
+    torch.testing.assert_close(load(written).enhance(IMAGES), restored, atol=1e-4, rtol=0)
+
+
+
 def rewrite(folder, **changes):
     card = json.loads((folder / CARD).read_text())
     (folder / CARD).write_text(json.dumps(card | changes))

@@ -28,7 +28,7 @@ def pairs():
 
 def test_shipped_enhancer_is_named_nowhere_and_says_where_it_comes_from(shipped):
     card, _ = read(None)
-    assert card["model"]["pretrained_model_name_or_path"] == "tiny-sd-turbo"
+    assert card["model"]["pretrained_model_name_or_path"] == "tiny-restorer"
     assert card["training"]["steps"] > 0
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from splat_enhancer.losses.metrics import psnr, ssim
 from splat_enhancer.losses.perceptual import load_lpips, load_stlpips
 from splat_enhancer.model.enhancer import SplatEnhancer
 from splat_enhancer.model.export import load
+from tools.ablate import bypass_unet
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -45,7 +46,6 @@ METHODS = {"unsharp": "unsharp mask", "esrgan": "Real-ESRGAN x4plus",
 METRICS = {"stlpips_alex": "`stlpips_alex`", "lpips_squeeze": "LPIPS-squeeze", "psnr": "PSNR",
            "ssim": "SSIM"}
 UNITS = {"psnr": (2, " dB"), "ssim": (3, "")}  # decimals; all others in percent
-Restore = Callable[[str, int, Tensor], Tensor | None]  # set, first row, degraded → restored
 
 
 class Pictures:
@@ -141,19 +141,6 @@ class RealESRGAN:
         extractor = self.net.create_extractor()
         extractor.input("data", ncnn.Mat(values))
         return torch.from_numpy(np.array(extractor.extract("output")[1]))[None].clamp(0, 1)
-
-
-class IdentityUNet(torch.nn.Module):
-    """Predicts the noise that leaves the latent as it is: the step of the UNet changes nothing."""
-
-    def __init__(self, model: SplatEnhancer) -> None:
-        super().__init__()
-        self.config = model.unet.config
-        self.factor = (1 - model.alpha_bar**0.5) / (1 - model.alpha_bar) ** 0.5
-
-    def forward(self, latent: Tensor, *args: Any, **options: Any) -> Any:
-        """As the UNet's, an object with `sample`."""
-        return type("Output", (), {"sample": latent * self.factor})()
 
 
 class Measures:
@@ -290,7 +277,7 @@ def main() -> None:
     if (args.demo / "card.json").exists():
         models["demo"] = load(args.demo)
     ablated = load(args.shipped)
-    ablated.unet = IdentityUNet(ablated)
+    bypass_unet(ablated)
     models["identity_unet"] = ablated
     esrgan, measures = RealESRGAN(args.cache, args.rivals), Measures()
     mask = choose_unsharp_mask(measures)

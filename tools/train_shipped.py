@@ -1,16 +1,13 @@
-"""Train the shipped enhancer, and with it the encoder of the embedded base, for hours.
+"""Train the shipped enhancer: a base of its own, all of it, for hours, on precomputed pairs.
 
-    python -m tools.train_shipped --pairs PAIRS_1 PAIRS_2=0.5 --state FIRST --minutes 60
-    python -m tools.build_base BASE --state FIRST --pairs PAIRS_1    # the base with this encoder
-    python -m tools.train_shipped --pairs PAIRS_1 PAIRS_2 --state SECOND --minutes 60 \\
-        --base BASE --start FIRST
-    python -m tools.train_shipped --state SECOND --export helpers/assets/enhancer --strength 0.9
+    python -m tools.train_shipped --pairs PAIRS_1 PAIRS_2=0.5 --state STATE --minutes 120
+    python -m tools.train_shipped --state STATE --export helpers/assets --strength 0.9
 
-First encoder, UNet, decoder and skips learn to restore, and a second decoder, without skips, learns
-to draw what was encoded, so that the latent keeps the picture. That encoder becomes the base's. On
-the base it is frozen, as in whatever is trained on it, and all others go on. Each goes on where it
-was stopped. Pairs are shards as `tools.heads.pairs` writes them: uint8 `degraded`, `clean`
-(N, H, W, 3) and `matte` (N, H, W); whoever writes new ones need not stop this.
+Encoder, UNet, decoder and skips learn to restore. A second decoder, without skips, learns to draw
+what was encoded, so that the latent keeps the picture. Goes on where it was stopped. Pairs are
+shards as `tools.heads.pairs` writes them: uint8 `degraded`, `clean` (N, H, W, 3) and `matte`
+(N, H, W). --export writes the base `tiny-restorer` and,
+as `enhancer`, what an export adds to it.
 """
 
 from __future__ import annotations
@@ -19,15 +16,17 @@ import argparse
 import copy
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, DDPMScheduler
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -37,56 +36,39 @@ from splat_enhancer.losses.metrics import psnr
 from splat_enhancer.losses.perceptual import load_stlpips, perceptual_distances
 from splat_enhancer.model.enhancer import SplatEnhancer
 from splat_enhancer.model.export import export
-from tools.build_base import EvenNorms, write_start
+from tools.build_base import SCHEDULER, new_unet, write_text_encoder
 
 CONFIG = Config(train_base="full", blend="correction", timestep=249, run_name="shipped",
                 weight_synthetic=0, weight_fit=0, weight_novel_view=1, mixed_precision="no")
+SIZE_PX = 128
 SIZES = {64: 8, 128: 2}  # side of the squares of a step: how many of them
 ZOOMS = {1: 0.7, 2: 0.2, 4: 0.1}  # a head is to be changed alike at any size
 STRENGTHS = (1.0, 0.6)  # at which validation looks
-RELIST_S, LOG_S, SAVE_S = 120, 240, 240
+LOG_S, SAVE_S = 240, 240
 WRONG_SHARE = 0.3  # of the squares: detail made wrong on a clean picture, not a fit's view
+LEARNING_RATE = 4e-4  # at 9e-4 all collapses to the identity after some 700 steps
+SQUARED, PERCEPTUAL = 6.0, 0.5  # weights beside the mean absolute error; of ST-LPIPS-VGG
+AVERAGE, SEED = 0.998, 0  # running average of the weights, per step
 CLEAN_SHARE, MIXED_SHARE, MILD_SHARE, COLOR_SHARE = 0.05, 0.15, 0.2, 0.3
-RATES = {"vae.encoder": 1.0, "vae.quant_conv": 1.0, "unet": 0.7,  # times the learning rate; else 3
-         "vae.decoder.conv_out": 0.5}
+RATES = {"vae.encoder": 0.7, "vae.quant_conv": 0.7, "unet": 0.5,  # times the learning rate
+         "vae.decoder.conv_out": 0.2}
 DRAW_STEPS = 3  # each such step the second decoder learns, too
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What one training run does; the state of another recipe is continued all the same."""
-
-    learning_rate: float = 3e-4  # at 5e-4 the latent grows without end
-    perceptual: float = 0.5  # weight of ST-LPIPS-VGG beside the mean absolute error
-    squared: float = 6.0  # weight of the squared error
-    average: float = 0.998  # of the weights, per step
-    seed: int = 0
 
 
 class Shards:
     """The training pairs in memory; each folder has a weight, each pair in it the same chance."""
 
     def __init__(self, folders: list[str]) -> None:
-        self.folders = [(Path(f.split("=")[0]), float((f + "=1").split("=")[1])) for f in folders]
         self.arrays: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
         self.wrong: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
         self.weights: dict[Path, float] = {}
-        self.read_new()
-
-    def read_new(self) -> None:
-        """Read the shards that are new, and leave away validation and test heads."""
-        for folder, weight in self.folders:
-            for file in sorted(folder.glob("*.npz")):
-                if file in self.arrays or "val" in file.name or "test" in file.name:
-                    continue
-                try:
-                    with np.load(file) as content:
-                        arrays = [content[name] for name in ("degraded", "clean", "matte")]
-                except (OSError, ValueError, KeyError):  # still being written
-                    continue
+        for folder, weight in ((f + "=1").split("=")[:2] for f in folders):
+            for file in sorted(Path(folder).glob("*_train_*.npz")):
+                with np.load(file) as content:
+                    arrays = [content[name] for name in ("degraded", "clean", "matte")]
                 self.arrays[file] = arrays[0], arrays[1]
                 self.wrong[file] = _make_wrong(*arrays[1:], file)
-                self.weights[file] = weight * len(arrays[0])
+                self.weights[file] = float(weight) * len(arrays[0])
 
     def draw(self, rng: np.random.Generator, side: int, count: int) -> tuple[Tensor, Tensor]:
         """Random squares of one shard: degraded, clean (count, 3, side, side) in [0, 1]."""
@@ -126,6 +108,60 @@ def augment(degraded: Tensor, clean: Tensor, rng: np.random.Generator) -> tuple[
     return degraded.clamp(0, 1), clean.clamp(0, 1)
 
 
+def new_vae(seed: int) -> AutoencoderKL:
+    """The autoencoder before training: 4 encoder blocks, 4 latent channels, an eighth of a side."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 96), layers_per_block=1, latent_channels=4,
+        norm_num_groups=1, sample_size=SIZE_PX, scaling_factor=1.0)
+    for name, layer in vae.named_modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            after_silu = name.endswith(("conv1", "conv2", "conv_out"))
+            gain = (0.4 if name.endswith(("conv2", "to_out.0")) else 1) / (
+                0.356 if after_silu else 1) ** 0.5  # 0.356: mean square of SiLU
+            nn.init.normal_(layer.weight, 0, gain / math.sqrt(layer.weight[0].numel()))
+            nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.GroupNorm):
+            nn.init.constant_(layer.weight, (1 - EvenNorms.SHARE) ** -0.5)
+    EvenNorms(vae.encoder, vae.decoder).hold()
+    return vae
+
+
+class EvenNorms:
+    """Keeps what each GroupNorm divides by nearly the same, whatever is in the picture.
+
+    Two channels of opposite constants make up three quarters of the variance. Without them a small
+    network learns to make a few features so large that the normalisation leaves nothing of the
+    others, and the same face is changed differently in a larger picture or in a tile of it.
+    """
+
+    SHARE = 0.75  # of the variance
+
+    def __init__(self, *halves: nn.Module, skips: nn.ModuleList | None = None) -> None:
+        """Take encoders and decoders of an AutoencoderKL, and what leads from one to the other."""
+        self.values: list[tuple[Tensor, Any]] = []  # what is held, and the value
+        for half in halves:
+            for name, layer in half.named_modules():
+                if isinstance(layer, nn.GroupNorm) or name.endswith(("conv2", "to_out.0")):
+                    self.values += [(layer.weight[:2].detach(), 0.0),
+                                    (layer.bias[:2].detach(), 0.0)]
+                elif isinstance(layer, nn.Conv2d) and name != "conv_out":
+                    size = math.sqrt(layer.out_channels * self.SHARE / (1 - self.SHARE) / 2)
+                    self.values += [(layer.weight[:2].detach(), 0.0),
+                                    (layer.bias[:2].detach(), torch.tensor([size, -size]))]
+                    if name != "conv_in" and not name.endswith("conv1"):  # it reads what is held
+                        self.values.append((layer.weight[:, :2].detach(), 0.0))
+        for skip in skips or []:
+            self.values += [(skip.weight[:2].detach(), 0.0), (skip.weight[:, :2].detach(), 0.0)]
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Set all of them again; after each step of an optimiser."""
+        for place, value in self.values:
+            place.copy_(torch.as_tensor(value).expand_as(place))
+
+
 class TrainedEncoder(SplatEnhancer):
     """The enhancer with an encoder that learns, too; nobody else has that."""
 
@@ -133,53 +169,52 @@ class TrainedEncoder(SplatEnhancer):
         return SplatEnhancer._encode.__wrapped__(self, images)
 
 
-def build(folder: Path, recipe: Recipe, base: Path | None) -> SplatEnhancer:
+def build(folder: Path) -> TrainedEncoder:
     """The networks before training, in float32; their convolutions run in bfloat16."""
-    if base is None and not (folder / "base").exists():
-        write_start(folder / "base", recipe.seed)
-    config = CONFIG.replace(pretrained_model_name_or_path=str(base or folder / "base"))
-    model = (SplatEnhancer if base else TrainedEncoder).from_pretrained(
-        config, device="cpu", seed=recipe.seed)
+    if not (base := folder / "base").exists():
+        write_text_encoder(base, SEED)
+        DDPMScheduler(**SCHEDULER).save_pretrained(base / "scheduler")
+        new_unet(SEED).save_pretrained(base / "unet")
+        new_vae(SEED).save_pretrained(base / "vae")
+    config = CONFIG.replace(pretrained_model_name_or_path=str(base))
+    model = TrainedEncoder.from_pretrained(config, device="cpu", seed=SEED)
     model.unet.forward = torch.autocast("cpu", enabled=False)(model.unet.forward)  # faster so
-    if base is None:
-        model.vae.encoder.requires_grad_(True)
-        model.vae.quant_conv.requires_grad_(True)
-        model.plain = copy.deepcopy(nn.Sequential(model.vae.post_quant_conv, model.vae.decoder))
-        model.plain[1].conv_out.reset_parameters()
-        generator = torch.Generator().manual_seed(recipe.seed)
-        for skip in model.skips:
-            skip.weight.data.normal_(0, 2 / math.sqrt(skip.in_channels), generator=generator)
-        for block in model.vae.decoder.up_blocks[:-1]:
-            block.upsamplers[0].conv.weight.data.mul_(0.5)  # what comes by skips counts for more
+    model.vae.encoder.requires_grad_(True)
+    model.vae.quant_conv.requires_grad_(True)
+    model.plain = copy.deepcopy(nn.Sequential(model.vae.post_quant_conv, model.vae.decoder))
+    model.plain[1].conv_out.reset_parameters()
+    generator = torch.Generator().manual_seed(SEED)
+    for skip in model.skips:
+        skip.weight.data.normal_(0, 2 / math.sqrt(skip.in_channels), generator=generator)
+    for block in model.vae.decoder.up_blocks[:-1]:
+        block.upsamplers[0].conv.weight.data.mul_(0.5)  # what comes by the skips counts for more
     return model.to(memory_format=torch.channels_last)
 
 
 class Training:
     """Weights, their running average, the optimiser and the step: all that a stop must keep."""
 
-    def __init__(self, folder: Path, recipe: Recipe, base: Path | None = None,
-                 start: Path | None = None) -> None:
-        self.folder, self.recipe, self.step, self.seconds = folder, recipe, 0, 0.0
-        self.model, self.encoder_learns = build(folder, recipe, base), base is None
-        halves = [self.model.vae.encoder, self.model.plain[1]] if self.encoder_learns else []
-        self.norms = EvenNorms(self.model.vae.decoder, *halves, skips=self.model.skips)
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.step, self.seconds = folder, 0, 0.0
+        self.model = build(folder)
+        self.norms = EvenNorms(self.model.vae.encoder, self.model.vae.decoder,
+                               self.model.plain[1], skips=self.model.skips)
         self.norms.hold()
         self.parameters = self.model.trainable()
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.parameters.items():
             factors = [factor for start, factor in RATES.items() if name.startswith(start)]
-            groups.setdefault((factors or [3.0])[0], []).append(parameter)
+            groups.setdefault((factors or [1.0])[0], []).append(parameter)
         self.optimizer = torch.optim.AdamW(
             [{"params": group, "factor": factor} for factor, group in groups.items()],
-            lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+            lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
         self.vgg = load_stlpips("vgg")
         self.vgg.net.to(torch.bfloat16, memory_format=torch.channels_last)
         self.losses: list[dict[str, float]] = []
+        self.norm = 1.0  # of the gradient, its running mean
         if (folder / "state.safetensors").exists():
-            self._read(folder / "state.safetensors")
-        elif start:
-            self._read(start / "state.safetensors", from_average=True)
+            self._read()
 
     def update(self, degraded: Tensor, clean: Tensor, rate: float,
                rng: np.random.Generator) -> None:
@@ -188,7 +223,7 @@ class Training:
         losses = {}
         with torch.autocast("cpu", torch.bfloat16):
             restored = self.model.train()(degraded)
-            if self.encoder_learns and self.step % DRAW_STEPS == 0:
+            if self.step % DRAW_STEPS == 0:
                 half = len(clean) // 2
                 seen = torch.cat([clean[:half], degraded[half:]])
                 latent, _ = self.model._encode(seen)
@@ -203,18 +238,19 @@ class Training:
         losses["stlpips"] = perceptual_distances(
             self.vgg, restored[square], clean[square], dtype=torch.bfloat16,
             terms=("lpips",))["lpips"].mean()
-        weights = {"l2": self.recipe.squared, "stlpips": self.recipe.perceptual, "plain": 1.0,
+        weights = {"l2": SQUARED, "stlpips": PERCEPTUAL, "plain": 1.0,
                    "latent": 0.01}
         total = sum(weights.get(name, 1.0) * value for name, value in losses.items())
         self.optimizer.zero_grad()
         total.backward()
-        nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), 2 * self.norm))
+        self.norm = 0.98 * self.norm + 0.02 * min(norm, 2 * self.norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.step()
         self.norms.hold()
         self.step += 1
-        keep = min(self.recipe.average, self.step / (self.step + 10))
+        keep = min(AVERAGE, self.step / (self.step + 10))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()),
                                  1 - keep)
@@ -243,19 +279,16 @@ class Training:
                   {"step": str(self.step), "seconds": str(self.seconds)})
         partial.replace(self.folder / "state.safetensors")
 
-    def _read(self, file: Path, from_average: bool = False) -> None:
-        """Go on from a state, or begin anew from the averaged weights of another one."""
-        from safetensors import safe_open
-
+    def _read(self) -> None:
+        file = self.folder / "state.safetensors"
         with safe_open(file, "pt") as content:
             texts = content.metadata()
         self.step, self.seconds = int(texts["step"]), float(texts["seconds"])
         tensors = load_file(file)
         for name, parameter in self.parameters.items():
-            kind = "average" if from_average else "weights"
-            parameter.data.copy_(tensors[f"{kind}/{name}"])
+            parameter.data.copy_(tensors[f"weights/{name}"])
             self.average[name].copy_(tensors[f"average/{name}"])
-            if not from_average:
+            if f"exp_avg/{name}" in tensors:  # a committed state has none
                 self.optimizer.state[parameter] = {
                     "step": torch.tensor(float(self.step)),
                     **{key: tensors[f"{key}/{name}"].clone().contiguous(
@@ -265,7 +298,7 @@ class Training:
 class Validation:
     """Gain over the untouched render on heads that are not trained on; these choose."""
 
-    def __init__(self, files: list[Path], count: int) -> None:
+    def __init__(self, files: list[Path], count: int = 16) -> None:
         self.alex, self.sets = load_stlpips("alex"), {}
         for file in files:
             with np.load(file) as content:
@@ -302,25 +335,20 @@ class Validation:
 def train(training: Training, shards: Shards, validation: Validation, minutes: float,
           decay_minutes: float) -> None:
     """Train for some minutes by the clock; in the last of them the rate falls to a fiftieth."""
-    recipe, began, used = training.recipe, time.monotonic(), time.process_time()
-    rng, first_step = np.random.default_rng([recipe.seed, training.step]), training.step
-    due = dict.fromkeys(("save", "relist", "log"), time.monotonic())
-    due["log"] += 60
-    best = -math.inf
+    began, used = time.monotonic(), time.process_time()
+    rng, first_step = np.random.default_rng([SEED, training.step]), training.step
+    due, best = {"save": began + SAVE_S, "log": began + LOG_S}, -math.inf
     while True:
         spent = time.monotonic() - began
         done = min(1.0, spent / (60 * minutes))
         warm = min(1.0, (training.step - first_step + 1) / 200)
         left = (minutes - spent / 60) / decay_minutes if decay_minutes else 1.0
-        rate = recipe.learning_rate * warm * min(1.0, max(0.02, left))
+        rate = LEARNING_RATE * warm * min(1.0, max(0.02, left))
         sides = list(SIZES)
         side = sides[int(rng.random() < 0.5)]
         pair = augment(*shards.draw(rng, side, SIZES[side]), rng)
         training.update(*pair, rate, rng)
         now = time.monotonic()
-        if now > due["relist"]:
-            shards.read_new()
-            due["relist"] = now + RELIST_S
         if now > due["log"] or done == 1:
             training.seconds += time.process_time() - used
             used = time.process_time()
@@ -340,10 +368,10 @@ def train(training: Training, shards: Shards, validation: Validation, minutes: f
                 best = score
                 save_file({n: v.half().contiguous() for n, v in training.average.items()},
                           training.folder / "best.safetensors", {"step": str(training.step)})
-            due["log"] = time.monotonic() + LOG_S
-        if now > due["save"] + SAVE_S or done == 1:
+            due["log"] = now + LOG_S
+        if now > due["save"] or done == 1:
             training.save()
-            due["save"] = now
+            due["save"] = now + SAVE_S
         if done == 1:
             return
 
@@ -368,6 +396,26 @@ def _make_wrong(clean: np.ndarray, matte: np.ndarray, shard: Path) -> tuple[np.n
     return degraded, clean
 
 
+def write_export(training: Training, assets: Path, strength: float) -> None:
+    """Write the averaged weights: a base in half precision, and what an export adds to it."""
+    base = assets / "tiny-restorer"
+    shutil.copytree(training.folder / "base", base, dirs_exist_ok=True)
+    with training.averaged() as model:
+        vae, unet = copy.deepcopy(model.vae), copy.deepcopy(model.unet)
+    new = {f"vae.decoder.conv_out.{name}": value.detach() * strength
+           for name, value in vae.decoder.conv_out.state_dict().items()}
+    vae.decoder.conv_out = training.model.plain[1].conv_out
+    for part, network in (("vae", vae), ("unet", unet)):
+        for file in (base / part).glob("*.safetensors"):
+            file.unlink()
+        network.register_to_config(_name_or_path="")  # no folder of ours in its card
+        network.half().save_pretrained(base / part, variant="fp16")
+    config = CONFIG.replace(pretrained_model_name_or_path=base.name)
+    model = SplatEnhancer.from_pretrained(config, device="cpu")
+    skips = {name: value for name, value in training.average.items() if name.startswith("skips")}
+    export(model, config, assets / "enhancer", step=training.step, trained=new | skips)
+
+
 def to_images(pixels: np.ndarray) -> Tensor:
     """Uint8 (N, H, W, 3) as float32 (N, 3, H, W) in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
@@ -378,31 +426,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", nargs="+", default=[], help="folders, as FOLDER=WEIGHT")
     parser.add_argument("--validation", nargs="+", type=Path, default=[], help="shards")
-    parser.add_argument("--validation-count", type=int, default=16, help="pairs of each set")
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60, help="by the clock")
     parser.add_argument("--decay-minutes", type=float, default=0, help="the last of them")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--base", type=Path, help="the encoder is this base's, and frozen")
-    parser.add_argument("--start", type=Path, help="state whose averaged weights are begun with")
-    parser.add_argument("--export", type=Path, help="write the averaged weights as an enhancer")
+    parser.add_argument("--export", type=Path, help="helpers/assets: write base and enhancer")
     parser.add_argument("--strength", type=float, default=1.0,
                         help="of the exported correction, chosen on validation heads")
-    for name, value in vars(Recipe()).items():
-        parser.add_argument("--" + name.replace("_", "-"), type=type(value), default=value)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.state.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(**{name: vars(args)[name] for name in vars(Recipe())})
-    training = Training(args.state, recipe, args.base, args.start)
+    training = Training(args.state)
     if args.export:
-        model = SplatEnhancer.from_pretrained(CONFIG, device="cpu")
-        trained = {name: training.average[name] for name in model.trainable()}
-        for name in ("weight", "bias"):
-            trained[f"vae.decoder.conv_out.{name}"].mul_(args.strength)
-        export(model, CONFIG, args.export, step=training.step, trained=trained)
+        write_export(training, args.export, args.strength)
         return
-    train(training, Shards(args.pairs), Validation(args.validation, args.validation_count),
+    train(training, Shards(args.pairs), Validation(args.validation),
           args.minutes, args.decay_minutes)
 
 

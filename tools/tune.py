@@ -54,8 +54,7 @@ def tune(pairs: Path, work: Path, name: str, side_px: int) -> dict[str, object]:
         exported, message = False, str(error)
     print(f"{name}: {message}", flush=True)
     return {"settings": SETTINGS[name], "pairs_trained_on": len(run.pairs.own.train),
-            "pairs_held_out": len(run.pairs.own.held_out), "exported": exported,
-            "message": message, "seconds": round(time.monotonic() - started)}
+            "exported": exported, "message": message, "seconds": round(time.monotonic() - started)}
 
 
 def main() -> None:

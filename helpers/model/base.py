@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from ..config import ASSETS, TINY_BASE
+from ..config import ASSETS, EMBEDDED_BASES
 from ..files import atomic_write, user_path, with_timeout
 
 PROMPT = "prompt_embedding"  # its name in files
@@ -25,7 +25,7 @@ CACHE_TIMEOUT_S = 30.0  # Drive can hang
 def load_network(kind: type, base: str, part: str, **options: Any) -> Any:
     """Load one network of a base, by its class of diffusers or transformers; fp16 files if any.
 
-    The base is TINY_BASE, a hub name or a folder in diffusers layout, a part a folder in it.
+    The base is an embedded one, a hub name or a folder in diffusers layout, a part a folder in it.
     """
     folder = part_folder(base, part)
     if part != "text_encoder":  # without accelerate diffusers warns
@@ -42,10 +42,10 @@ def load_network(kind: type, base: str, part: str, **options: Any) -> Any:
 def part_folder(base: str, part: str) -> Path:
     """The folder of one part of a base; from the hub come its settings and its smallest weights."""
     settings, weights = [f"{part}/*.json", f"{part}/*.txt"], f"{part}/*.safetensors"
-    home = ASSETS / base if base == TINY_BASE else fetch(
+    home = ASSETS / base if base in EMBEDDED_BASES else fetch(
         base, [*settings, f"{part}/*.fp16.safetensors"])
     has_weights = part in ("text_encoder", "vae", "unet")
-    if base != TINY_BASE and has_weights and not any(home.glob(weights)):
+    if base not in EMBEDDED_BASES and has_weights and not any(home.glob(weights)):
         home = fetch(base, [*settings, weights])
     if not (home / part).is_dir():
         raise ValueError(f"base: expected {part}/ in diffusers layout, got {base} without it; "

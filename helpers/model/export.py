@@ -20,7 +20,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from ..config import ASSETS, TINY_BASE, Config
+from ..config import ASSETS, EMBEDDED_BASES, Config
 from ..files import atomic_write, sha256
 from .base import PROMPT, fetch
 from .enhancer import SplatEnhancer
@@ -64,7 +64,7 @@ def describe(config: Config, step: int) -> dict[str, Any]:
     """What a card says of a run; folders of a user's are not named, but for a base in one."""
     base, licence = config.pretrained_model_name_or_path, []
     source = config.source if config.source in ("heads", "celeba-hq") else "photographs"
-    if base != TINY_BASE:
+    if base not in EMBEDDED_BASES:
         licence.append("The licence of the base covers weights trained on it, too (of SD-Turbo: "
                        "Stability AI Community License, https://stability.ai/license)")
     if source == "celeba-hq":
@@ -72,7 +72,7 @@ def describe(config: Config, step: int) -> dict[str, Any]:
     if source == "photographs" or config.weight_own:
         licence.append("The rights in the photographs it was trained on apply")
     fields = {name: getattr(config, name) for name in MODEL_FIELDS}
-    if base != TINY_BASE and Path(base).is_dir():  # found from any working directory
+    if base not in EMBEDDED_BASES and Path(base).is_dir():  # found from any working directory
         fields["pretrained_model_name_or_path"] = str(Path(base).resolve())
     return {"format": FORMAT, "model": fields,
             "training": {"resolution": config.resolution, "steps": step, "source": source,
@@ -142,9 +142,9 @@ def push(folder: str | Path, repo_id: str, *, private: bool = True) -> str:
     from huggingface_hub import HfApi
 
     api, base = HfApi(), read(folder)[0]["model"]["pretrained_model_name_or_path"]
-    if base != TINY_BASE and Path(base).is_dir():
-        raise ValueError(f"base: expected a hub name or {TINY_BASE}, got a folder that nobody else "
-                         f"has, {base}; train on a base from the hub")
+    if base not in EMBEDDED_BASES and Path(base).is_dir():
+        raise ValueError(f"base: expected a hub name or an embedded one, got a folder that nobody "
+                         f"else has, {base}; train on a base from the hub")
     url = api.create_repo(repo_id, private=private, exist_ok=True)
     if private and not api.repo_info(repo_id).private:
         raise ValueError(f"repo_id: expected a private repository, got {repo_id}, which is public; "
@@ -161,4 +161,7 @@ def _take(model: SplatEnhancer, card: Mapping[str, Any], tensors: Mapping[str, T
         raise ValueError(f"base {card['model']['pretrained_model_name_or_path']!r}: expected "
                          f"weights of mean magnitude {expected}, got {found}; get the version of "
                          "the base that this export was trained on, or train it again")
-    model.load_trained({name: tensor for name, tensor in tensors.items() if name != PROMPT})
+    trained = {name: tensor for name, tensor in tensors.items() if name != PROMPT}
+    if model.config.train_base == "full":  # what the file lacks is as in the base
+        trained = model.trained_state() | trained
+    model.load_trained(trained)
