@@ -11,12 +11,11 @@ from importlib import import_module
 from typing import Any
 
 __all__ = ["Run", "__version__", "load", "restore"]
+__version__ = "0.2.0"
 _PLACES = {"load": ".model.export", "restore": ".enhance.restore", "Run": ".run"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return "0.2.0"
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PLACES[name], __name__), name)

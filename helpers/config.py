@@ -18,7 +18,7 @@ ASSETS = Path(__file__).parent / "assets"
 TINY_BASE = "tiny-sd-turbo"
 EMBEDDED_BASES = (TINY_BASE, "tiny-restorer")  # the demo's, the shipped enhancer's
 SD_TURBO = "stabilityai/sd-turbo"
-PAIR_KINDS = ("synthetic", "fit", "novel_view", "own")
+PAIR_KINDS = ("synthetic", "wrong_detail", "fit", "novel_view", "own")
 
 
 def option(default: Any, text: str, low: float = 0, high: float = math.inf) -> Any:
@@ -88,6 +88,7 @@ class Config:
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
     # Pairs: the weights are relative to their sum
     weight_synthetic: float = option(0.25, "pairs of a face degraded by the pipeline")
+    weight_wrong_detail: float = option(0.0, "pairs of a face whose detail is made wrong")
     weight_fit: float = option(0.15, "pairs of a face described by too few 2D Gaussians")
     weight_novel_view: float = option(0.6, "pairs of a 3D fit of a head seen from a new view")
     weight_own: float = option(0.0, "your own pairs")
@@ -115,7 +116,7 @@ class Config:
     lpips_crop: int = option(64, "VGG16 sees a random square of this side in pixels; 0: all")
     lpips_weights: Literal["lpips", "stlpips", "random"] = option("stlpips", "whose VGG16")
     # Optimisation: AdamW, linear warm-up, cosine decay to a tenth
-    max_train_steps: int = option(240, "steps in all, those before a resume included", 1)
+    max_train_steps: int = option(200, "steps in all, those before a resume included", 1)
     train_batch_size: int = option(2, "images that pass through the network at once", 1)
     gradient_accumulation_steps: int = option(1, "batches averaged into one step", 1)
     learning_rate: float = option(8e-4, "at the end of the warm-up", 1e-9)

@@ -23,7 +23,8 @@ def test_published_preset_is_the_recipe_of_the_technical_test():
             config.skip_dropout) == (999, 8, 4, "none", 0.3)
     assert (config.lambda_l1, config.lambda_lpips, config.lambda_gram, config.lambda_clipsim,
             config.max_train_steps, config.learning_rate) == (2, 0.5, 0.01, 0.5, 5_000, 5e-5)
-    assert config.pair_weights == {"synthetic": 1, "fit": 0, "novel_view": 0, "own": 0}
+    assert config.pair_weights == {"synthetic": 1, "wrong_detail": 0, "fit": 0, "novel_view": 0,
+                                   "own": 0}
 
 
 def test_defaults_are_the_demo_and_every_field_has_a_help_text():

@@ -88,6 +88,19 @@ def test_synthetic_pairs_alone_are_what_degrade_gives(config, faces, tmp_path):
     torch.testing.assert_close(degraded, degrade(clean, regions, config.degradation, seeds))
 
 
+def test_wrong_detail_keeps_the_head_and_follows_from_the_seed(config, faces, tmp_path):
+    config = config.replace(weight_synthetic=0.0, weight_fit=0.0, weight_novel_view=0.0,
+                            weight_wrong_detail=1.0)
+    pairs = prepare_pairs(config, faces, tmp_path / "data")
+    clean, regions, seeds = draw_batch(faces, seed=0, step=0, batch=2)
+    drawn_clean, degraded, kinds = pairs.draw(clean, regions, seeds)
+    assert kinds == ["wrong_detail"] * 2
+    inside = (regions > 0)[:, None].expand_as(clean)  # the backdrop may be another
+    torch.testing.assert_close(drawn_clean[inside], clean[inside], atol=1e-6, rtol=0)
+    assert 0.002 < (degraded - drawn_clean).abs().mean() < 0.3
+    assert torch.equal(pairs.draw(clean[1:], regions[1:], seeds[1:])[1][0], degraded[1])
+
+
 def test_fits_are_made_once_and_are_of_the_first_training_faces(config, faces, tmp_path,
                                                               monkeypatch):
     fits = prepare_pairs(config, faces, tmp_path / "data").fits

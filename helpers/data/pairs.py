@@ -1,8 +1,8 @@
 """Pairs (degraded, clean) of every kind, and which kind each training sample is.
 
-*synthetic*: a face degraded by the pipeline. *fit*: a face described by too few 2D Gaussians.
-*novel_view*: a 3D fit of a head, seen from a new view. *own*: a user's renders and photographs.
-A sample's kind, and all that is random in it, follows from its seed alone.
+*synthetic*: a face degraded by the pipeline. *wrong_detail*: one whose detail is made wrong, not
+removed. *fit*: one described by too few 2D Gaussians. *novel_view*: a 3D fit of a head, seen from a
+new view. *own*: a user's renders and photographs. All of a sample follows from its seed alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..config import ASSETS, Config
 from ..degradation.pipeline import degrade, draw_amounts
+from ..degradation.wrong_detail import wrong_detail
 from ..environment import progress
 from ..gaussians.fit import VERSION, underfit
 from ..gaussians.rng import SeededRandom
@@ -116,6 +117,8 @@ class Pairs:
             settings = self.config.degradation
             return degrade(clean, regions, settings, seeds,
                            amounts=draw_amounts(settings, seeds)), clean
+        if kind == "wrong_detail":
+            return wrong_detail(clean, regions > 0, seeds)[::-1]
         pair = self.own.draw(seeds) if kind == "own" else (
             self.fits if kind == "fit" else self.novel_views).draw(kind, seeds)
         return tuple(side.to(clean.device) for side in pair)
