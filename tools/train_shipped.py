@@ -38,8 +38,8 @@ from splat_enhancer.model.enhancer import SplatEnhancer
 from splat_enhancer.model.export import export
 from tools.build_base import SCHEDULER, new_unet, write_text_encoder
 
-CONFIG = Config(train_base="full", blend="correction", timestep=249, weight_synthetic=0, weight_fit=0,
-                weight_novel_view=0.7, weight_wrong_detail=0.3, mixed_precision="no")
+CONFIG = Config(train_base="full", blend="correction", timestep=249, weight_synthetic=0,
+                weight_fit=0, weight_novel_view=0.7, weight_wrong_detail=0.3, mixed_precision="no")
 SIZES = {64: 8, 128: 2}  # side of the squares of a step: how many of them
 ZOOMS = {1: 0.7, 2: 0.2, 4: 0.1}  # a head is to be changed alike at any size
 STRENGTHS = (1.0, 0.6)  # at which validation looks
