@@ -116,7 +116,7 @@ class Config:
     lpips_crop: int = option(64, "VGG16 sees a random square of this side in pixels; 0: all")
     lpips_weights: Literal["lpips", "stlpips", "random"] = option("stlpips", "whose VGG16")
     # Optimisation: AdamW, linear warm-up, cosine decay to a tenth
-    max_train_steps: int = option(200, "steps in all, those before a resume included", 1)
+    max_train_steps: int = option(240, "steps in all, those before a resume included", 1)
     train_batch_size: int = option(2, "images that pass through the network at once", 1)
     gradient_accumulation_steps: int = option(1, "batches averaged into one step", 1)
     learning_rate: float = option(8e-4, "at the end of the warm-up", 1e-9)
@@ -196,7 +196,7 @@ class Config:
 _SD_TURBO_RUN: dict[str, Any] = {
     "source": "celeba-hq", "resolution": 512, "max_test_samples": 50,
     # As in the row of results/transfer that does no harm, and some for the sliders
-    "weight_wrong_detail": 0.7, "weight_fit": 0.2, "weight_synthetic": 0.1, "weight_novel_view": 0.0,
+    "weight_wrong_detail": 0.7, "weight_fit": 0.2, "weight_synthetic": 0.1, "weight_novel_view": 0,
     "pretrained_model_name_or_path": SD_TURBO, "timestep": 249, "blend": "mask",
     "skip_dropout": 0.3, "lambda_lpips": 0.5, "lambda_gram": 1.0, "lambda_clipsim": 0.5,
     "lpips_crop": 0, "lpips_weights": "lpips",

@@ -178,7 +178,7 @@ def test_binding_settings_are_refused_and_the_others_listed():
     assert compare_settings(saved, saved.config.replace(run_name="other")) == {}
     changes = {"max_train_steps": 900, "degradation.noise": 0.5}
     assert compare_settings(saved, saved.config.replace(**changes)) == {
-        "max_train_steps": [200, 900], "degradation.noise": [0.05, 0.5]}
+        "max_train_steps": [240, 900], "degradation.noise": [0.05, 0.5]}
     others = {"source": "x", "resolution": 64, "max_train_samples": 5, "timestep": 3, "seed": 5,
               "pretrained_model_name_or_path": "x", "lora_rank_unet": 2, "lora_rank_vae": 2,
               "train_base": "full", "blend": "none", "prompt": "x", "init_from": "x"}
