@@ -44,9 +44,9 @@ figure { margin: .8rem 0; break-inside: avoid }
 PICTURES_STYLE = """<style>
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr));
             gap: .8rem 1.2rem }
-.pictures figure { margin: 0; break-inside: avoid } .pictures figcaption { font-size: .86rem }
-.row { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: 3px; font-size: .75rem }
-.row img { width: 100%; height: auto; display: block }
+.pictures figure { margin: 0; break-inside: avoid }
+.row { display: grid; grid-auto-flow: column; grid-auto-columns: 1fr; gap: 3px; align-items: end }
+.row { font-size: .75rem } .row img { width: 100%; height: auto; display: block }
 </style>"""
 
 
