@@ -32,7 +32,7 @@ lint: .venv/.test
 # The demo twice on Colab's packages; each time from their first state
 colab kaggle: .venv-colab/bin/pip
 	$< install --quiet -r tests/places/colab.txt
-	$< uninstall --quiet --yes lpips
+	$< uninstall --quiet --yes lpips stlpips-pytorch
 	.venv-colab/bin/python -m tools.places $@
 
 # The demo twice and the tests on the lowest versions; what they bring is new, and deprecates them

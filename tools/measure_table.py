@@ -266,7 +266,7 @@ def main() -> None:
     """Measure all sets, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shipped", type=Path, help="an export to measure instead")
-    parser.add_argument("--demo", type=Path, default=ROOT / "work" / "results" / "demo" / "enhancer")
+    parser.add_argument("--demo", type=Path, default=ROOT / "work/results/demo/enhancer")
     parser.add_argument("--cache", type=Path, default=ROOT / "work" / "rivals")
     parser.add_argument("--work", type=Path, default=ROOT / "work" / "measure_table")
     parser.add_argument("--rivals", type=int, default=0, help="new pictures of each set")

@@ -29,7 +29,7 @@ from tools.run_notebook import NOTEBOOK, ROOT, execute
 BESIDES = ("numpy", "pillow", "torchao")  # what the named packages bring, or must do without
 MESSAGES = {  # of the first run and of the second
     "colab": (("Installed lpips", "Installed stlpips-pytorch", "Removed torchao"), ("finished",)),
-    "kaggle": (("Installed lpips", "Removed torchao"), ("finished",)),
+    "kaggle": (("Installed lpips", "Installed stlpips-pytorch", "Removed torchao"), ("finished",)),
     "oldest": ((), ("finished",))}
 
 
