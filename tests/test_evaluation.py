@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_config, tiny_data, tiny_model
 
 from splat_enhancer.data import pairs as pair_module
 from splat_enhancer.evaluation import test_sets as test_set_module
@@ -32,7 +33,6 @@ from splat_enhancer.evaluation.test_sets import (
 )
 from splat_enhancer.images import write_png
 from splat_enhancer.losses.metrics import Metrics
-from tests.tiny import tiny_config, tiny_data, tiny_model
 
 MASK = UnsharpMask(1.0, 0.5)
 SETS = ["novel_view_extrapolated", "novel_view_interpolated", "fit", "synthetic",

@@ -17,8 +17,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
-
-from tests.tiny import keep_prompt, tiny_config
+from tiny import keep_prompt, tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = nbformat.read(ROOT / "splat_enhancer.ipynb", as_version=4)

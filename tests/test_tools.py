@@ -9,10 +9,10 @@ from unittest.mock import Mock, patch
 
 import pytest
 import torch
+from tiny import GOLDEN, keep_prompt, tiny_config, tiny_model, write_faces
 
 from splat_enhancer.data import pairs
 from splat_enhancer.images import write_png
-from tests.tiny import GOLDEN, keep_prompt, tiny_config, tiny_model, write_faces
 from tools import ablate, bench, gpu, true_shapes
 
 TOWER = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
