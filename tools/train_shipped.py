@@ -131,7 +131,7 @@ class EvenNorms:
 
     Two channels of opposite constants make up three quarters of the variance. Without them a small
     network learns to make a few features so large that the normalisation leaves nothing of the
-    others, and the same face is changed differently in a larger picture or in a tile of it.
+    others, and its statistics are others in a larger picture or in a tile of it.
     """
 
     SHARE = 0.75  # of the variance
