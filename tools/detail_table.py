@@ -92,19 +92,17 @@ def measure(paths: list[Path], size_px: int, most: int,
     return rows
 
 
-def table(rows: dict[str, list[dict[str, float]]], spread: bool = False) -> str:
-    """A markdown table with one line per set, medians over its pairs; with quartiles if asked."""
+def table(rows: dict[str, list[dict[str, float]]]) -> str:
+    """A markdown table with one line per set, medians over its pairs."""
     lines = ["| | pairs | " + " | ".join(BANDS) + " | low | color | outside | floaters |",
              "|---|---|" + "---|" * (len(BANDS) + 4)]
     for name, figures in ((name, figures) for name, figures in rows.items() if figures):
-        for share, label in ((50, name),) + (((25, "25 %"), (75, "75 %")) if spread else ()):
-            value = {key: np.nanpercentile([one[key] for one in figures], share)
-                     for key in figures[0]}
-            cells = [label, str(len(figures))]
-            cells += [f"{value[f'amplitude {band}']:.2f} / {value[f'correlation {band}']:.2f}"
-                      for band in BANDS]
-            cells += [f"{value[key]:.3f}" for key in ("low", "color", "outside")]
-            lines.append(f"| {' | '.join(cells)} | {value['floaters']:.0%} |")
+        value = {key: np.nanmedian([one[key] for one in figures]) for key in figures[0]}
+        cells = [name, str(len(figures))]
+        cells += [f"{value[f'amplitude {band}']:.2f} / {value[f'correlation {band}']:.2f}"
+                  for band in BANDS]
+        cells += [f"{value[key]:.3f}" for key in ("low", "color", "outside")]
+        lines.append(f"| {' | '.join(cells)} | {value['floaters']:.0%} |")
     return "\n".join(lines)
 
 
@@ -115,14 +113,13 @@ def main() -> None:
     parser.add_argument("--size-px", type=int, default=128, help="pictures are shrunk to this")
     parser.add_argument("--most", type=int, default=200, help="pairs per set and kind of view")
     parser.add_argument("--part", choices=PARTS, default="head", help="regions: if in the file")
-    parser.add_argument("--quartiles", action="store_true")
     args = parser.parse_args()
     rows = {}
     for path in args.sets:
         paths = sorted(path.glob("*.npz")) if path.is_dir() else [path]
         for kind, figures in measure(paths, args.size_px, args.most, args.part).items():
             rows[f"{path.stem}, {kind}"] = figures
-    print(table(rows, args.quartiles))
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -209,7 +209,7 @@ def to_markdown(table: dict[str, Any]) -> str:
     """The table as a page."""
     lines = ["# What the shipped enhancer does, and its rivals", "",
              "Gain over the untouched render (positive is better; distances in percent of the "
-             "input's mean) with 95 % intervals by identity, and the share of pictures made worse. "
+             "input's mean) with 95 % intervals by identity, and the share of pictures degraded. "
              "Written by `python -m tools.measure_table`.", ""]
     if "unsharp" in table:
         lines += ["The unsharp mask (radius {}, amount {}) is the one of four that is best on "
@@ -250,18 +250,6 @@ def _cell(metric: str, entry: dict[str, Any], unsaid: bool) -> str:
             f"{100 * entry['share_worse']:.0f} % worse")
 
 
-def contact_sheet(pictures: Pictures, mask: UnsharpMask, model: SplatEnhancer, file: Path,
-                  count: int = 8) -> None:
-    """Rows of degraded, unsharp mask, restored and clean test heads, enlarged twice."""
-    rows = np.linspace(0, len(pictures.clean) - 1, count).astype(int).tolist()
-    degraded, clean = pictures.degraded[rows], pictures.clean[rows]
-    kinds = [degraded, mask(degraded), model.enhance(degraded), clean]
-    sheet = torch.cat([torch.cat(list(kind), 2) for kind in kinds], 1)  # (3, 4·H, count·W)
-    large = interpolate(sheet[None], scale_factor=2, mode="bicubic").clamp(0, 1)[0]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((large * 255).round().byte().permute(1, 2, 0).numpy()).save(file, quality=90)
-
-
 def main() -> None:
     """Measure all sets, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -270,7 +258,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=ROOT / "work" / "rivals")
     parser.add_argument("--work", type=Path, default=ROOT / "work" / "measure_table")
     parser.add_argument("--rivals", type=int, default=0, help="new pictures of each set")
-    parser.add_argument("--sets", default="", help="measure only sets of such a name anew")
+    parser.add_argument("--sets", default="", help="measure only sets of such a name again")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     models = {"shipped": load(args.shipped)}
@@ -304,8 +292,6 @@ def main() -> None:
             table["sets"][name] = measure(pictures, restored, measures)
             print(to_markdown({"sets": {name: table["sets"][name]}, "change_by_size": {}}),
                   flush=True)
-            if name == "novel_view_extrapolated":
-                contact_sheet(pictures, mask, models["shipped"], args.out / "heads.jpg")
             if name == "real_heads_extrapolated 256 px":
                 table["change_by_size"]["real heads"] = change_by_size(
                     models["shipped"], pictures.degraded[:6])

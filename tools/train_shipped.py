@@ -1,13 +1,16 @@
 """Train the shipped enhancer: a base of its own, all of it, for hours, on precomputed pairs.
 
-    python -m tools.train_shipped --pairs PAIRS_1 PAIRS_2=0.5 --state STATE --minutes 120
+    python -m tools.train_shipped --pairs PAIRS PAIRS_256PX=4 --pictures *.png --state STATE
+    torchrun --nproc-per-node 2 -m tools.train_shipped …  # one process a core
     python -m tools.train_shipped --state STATE --export helpers/assets --strength 0.9
 
-Encoder, UNet, decoder and skips learn to restore. A second decoder, without skips, learns to draw
-what was encoded, so that the latent keeps the picture. Goes on where it was stopped. Pairs are
-shards as `tools.heads.pairs` writes them: uint8 `degraded`, `clean` (N, H, W, 3) and `matte`
-(N, H, W). --export writes the base `tiny-restorer` and,
-as `enhancer`, what an export adds to it.
+Encoder, UNet, decoder and skips learn to restore. Goes on where it was stopped. Pairs are shards
+as `tools.heads.pairs` writes them. --export writes the base `tiny-restorer` and, as `enhancer`,
+what an export adds to it. Procedural heads alone teach how procedural heads look, so one square in
+five is of a picture without people: 14 panoramas of Poly Haven (npm package @pmndrs/assets), from
+scikit-image `chelsea` (a cat) by Stéfan van der Walt, `coffee` by Rachel Michetti, `brick`, `grass`
+and `gravel` by CC0Textures, all CC0; `rocket` by SpaceX, `moon` by NASA and `coins`, in the public
+domain, and so is scipy's `face` (a raccoon) by Judy Weggelaar.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import argparse
 import copy
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -25,54 +29,64 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.functional import max_pool2d
 
-from splat_enhancer.config import Config
+from splat_enhancer.config import Config, DegradationConfig
+from splat_enhancer.degradation.pipeline import degrade, draw_amounts
 from splat_enhancer.degradation.wrong_detail import wrong_detail
 from splat_enhancer.losses.metrics import psnr
 from splat_enhancer.losses.perceptual import load_stlpips, perceptual_distances
 from splat_enhancer.model.enhancer import SplatEnhancer
 from splat_enhancer.model.export import export
-from tools.build_base import SCHEDULER, new_unet, write_text_encoder
+from tools.build_base import SCHEDULER, TEXT_WIDTH, write_text_encoder
 
-CONFIG = Config(train_base="full", blend="correction", timestep=249, weight_synthetic=0,
-                weight_fit=0, weight_novel_view=0.7, weight_wrong_detail=0.3, mixed_precision="no")
-SIZES = {64: 8, 128: 2}  # side of the squares of a step: how many of them
+CONFIG = Config(train_base="full", blend="correction", timestep=249, weight_fit=0,
+                weight_synthetic=0.08, weight_novel_view=0.48, weight_wrong_detail=0.44,
+                mixed_precision="no")
+SIZES = {96: 6, 128: 4}  # side of the squares of a step: how many of them
 ZOOMS = {1: 0.7, 2: 0.2, 4: 0.1}  # a head is to be changed alike at any size
-STRENGTHS = (1.0, 0.6)  # at which validation looks
+STRENGTHS = (1.0, 0.6, 0.3)  # at which validation looks
 LOG_S, SAVE_S = 240, 240
-WRONG_SHARE = 0.3  # of the squares: detail made wrong on a clean picture, not a fit's view
-LEARNING_RATE = 3e-4  # at 9e-4 all collapses to the identity after some 800 steps
-SQUARED, PERCEPTUAL = 6.0, 0.5  # weights beside the mean absolute error; of ST-LPIPS-VGG
-AVERAGE, SEED = 0.998, 0  # running average of the weights, per step
-CLEAN_SHARE, MIXED_SHARE, MILD_SHARE, COLOR_SHARE = 0.05, 0.15, 0.2, 0.3
-RATES = {"unet": 0.5, "vae.decoder.conv_out": 0.2}  # times the learning rate
-DRAW_STEPS = 3  # each such step the second decoder learns, too
+MADE_SHARE = 0.4  # of the squares: from one clean picture, not a fit's view
+PICTURE_SHARE, SQUARES = 0.2, 1600  # of the squares, from pictures without people; kept of these
+SYNTHETIC_EACH = 4  # so many of those have a synthetic degradation, the others wrong detail
+LEARNING_RATE, LAST_FACTOR = 3e-4, 0.5  # at most; times it, for the last layer
+FLAT, FLAT_WEIGHT = 0.03, 3.0  # where the truth varies by less, an error weighs so much more
+SQUARED, PERCEPTUAL = 10.0, 8.0  # weights beside the mean absolute error; of ST-LPIPS-VGG
+AVERAGE_STEPS = 8  # after so many, processes average their weights
+AVERAGE, SEED = 0.999, 0  # running average of the weights, per step
+SPOTS, SPOT_SHARE = 20, 0.4  # painted at most; of the squares that get some
+CLEAN_SHARE, MIXED_SHARE, MILD_SHARE, COLOR_SHARE = 0.05, 0.15, 0.2, 0.5
 
 
 class Shards:
     """The training pairs in memory; each folder has a weight, each pair in it the same chance."""
 
-    def __init__(self, folders: list[str]) -> None:
+    def __init__(self, folders: list[str], pictures: list[Path]) -> None:
         self.arrays: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
-        self.wrong: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
+        self.made: dict[Path, tuple[np.ndarray, np.ndarray]] = {}
         self.weights: dict[Path, float] = {}
         for folder, weight in ((f + "=1").split("=")[:2] for f in folders):
             for file in sorted(Path(folder).glob("*_train_*.npz")):
                 with np.load(file) as content:
-                    arrays = [content[name] for name in ("degraded", "clean", "matte")]
+                    arrays = [content[n] for n in ("degraded", "clean", "matte", "regions")]
                 self.arrays[file] = arrays[0], arrays[1]
-                self.wrong[file] = _make_wrong(*arrays[1:], file)
+                self.made[file] = _make_pairs(*arrays[1:], file)
                 self.weights[file] = float(weight) * len(arrays[0])
+        if pictures:
+            self.arrays[Path()] = self.made[Path()] = pair_pictures(pictures, SQUARES)
+            self.weights[Path()] = PICTURE_SHARE / (1 - PICTURE_SHARE) * sum(self.weights.values())
 
     def draw(self, rng: np.random.Generator, side: int, count: int) -> tuple[Tensor, Tensor]:
         """Random squares of one shard: degraded, clean (count, 3, side, side) in [0, 1]."""
         files = list(self.weights)
         weights = np.array([self.weights[file] for file in files])
-        source = self.wrong if rng.random() < WRONG_SHARE else self.arrays
+        source = self.made if rng.random() < MADE_SHARE else self.arrays
         degraded, clean = source[files[rng.choice(len(files), p=weights / weights.sum())]]
         zoom = rng.choice(list(ZOOMS), p=list(ZOOMS.values()))
         length, squares = side // zoom, []
@@ -86,33 +100,75 @@ class Shards:
             part, (side, side), mode="bicubic").clamp(0, 1) for part in parts)
 
 
+def pair_pictures(files: list[Path], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Wrong detail on squares of pictures, uint8 (count, 128, 128, 3): degraded, clean."""
+    rng, pictures = np.random.default_rng(SEED), [Image.open(file) for file in files]
+    areas = np.array([picture.width * picture.height for picture in pictures])
+    pairs: list[list[np.ndarray]] = [[], []]
+    for row, number in enumerate(rng.choice(len(files), count, p=areas / areas.sum())):
+        picture = pictures[number]
+        most = min(picture.size)
+        length = int(128 * (most / 128) ** rng.random())
+        left, top = (int(rng.integers(0, side - length + 1)) for side in picture.size)
+        square = np.array(picture.convert("RGB").resize(
+            (128, 128), Image.Resampling.BOX, (left, top, left + length, top + length)))
+        if picture.mode == "L":  # tinted
+            square = 255 * (square / 255) ** rng.uniform(0.6, 1.6, 3) * rng.uniform(0.6, 1, 3)
+        images = wrong_detail(to_images(square[None]), None, [row])
+        for part, image in zip(pairs, images[::-1], strict=True):
+            part.append(to_pixels(image))
+    return tuple(np.concatenate(part) for part in pairs)
+
+
 def augment(degraded: Tensor, clean: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Vary colours, and make some damage mild, local or absent: what is good is to stay so."""
+    """Vary colours, and make some degradation mild, local or absent: what is good is to stay so."""
     degraded, clean = degraded.clone(), clean.clone()
     for i in range(len(clean)):
         kind = rng.random()
         if kind < CLEAN_SHARE:
             degraded[i] = clean[i]
-        elif kind < CLEAN_SHARE + MIXED_SHARE:  # damaged in patches
+        elif kind < CLEAN_SHARE + MIXED_SHARE:  # degraded in patches
             cells = torch.from_numpy(rng.normal(size=(1, 1, 4, 4))).float()
             patches = (6 * nn.functional.interpolate(cells, clean.shape[2:], mode="bicubic"))[0]
             degraded[i] = clean[i].lerp(degraded[i], patches.sigmoid())
         elif kind < CLEAN_SHARE + MIXED_SHARE + MILD_SHARE:
             degraded[i] = clean[i].lerp(degraded[i], float(rng.uniform(0.3, 1)))
         if rng.random() < COLOR_SHARE:
-            gain = torch.from_numpy(rng.uniform(0.75, 1.1, (3, 1, 1))).float()
+            least = 0.75 if rng.random() < 0.5 else 0.3  # as before a strongly coloured backdrop
+            gain = torch.from_numpy(rng.uniform(least, 1.1, (3, 1, 1))).float()
             gamma = float(rng.uniform(0.75, 1.3))
             degraded[i], clean[i] = degraded[i] ** gamma * gain, clean[i] ** gamma * gain
+        if rng.random() < SPOT_SHARE:
+            degraded[i] = paint_spots(degraded[i], rng)
     return degraded.clamp(0, 1), clean.clamp(0, 1)
 
 
+def paint_spots(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Paint floaters, needles and faint stains of random colours, many of them the picture's."""
+    count, side = rng.integers(1, SPOTS + 1), image.shape[1]
+    line = torch.arange(side) / 128
+    x, y, turn, long, wide, opacity = torch.from_numpy(rng.random((6, count, 1, 1))).float()
+    long, wide = 0.008 * 20**long, 0.006 * 8**wide  # of 128 pixels
+    dx, dy = line - x * side / 128, line[:, None] - y * side / 128
+    along = (dx * (6.28 * turn).cos() + dy * (6.28 * turn).sin()) / long
+    across = (dy * (6.28 * turn).cos() - dx * (6.28 * turn).sin()) / wide.minimum(long)
+    opacity = (0.1 + 0.8 * opacity) / (1 + 10 * long)
+    weights = opacity * torch.exp(-0.5 * (along**2 + across**2))
+    places = rng.integers(0, side, (2, count))
+    colors = image[:, places[0], places[1]].T.lerp(
+        torch.from_numpy(rng.random((count, 3))).float(), float(rng.random()))
+    for color, weight in zip(colors[:, :, None, None], weights, strict=True):
+        image = image.lerp(color.expand_as(image), weight)
+    return image
+
+
 def new_vae(seed: int) -> AutoencoderKL:
-    """The autoencoder before training: 4 encoder blocks, 4 latent channels, an eighth of a side."""
+    """The autoencoder before training: 16 latent channels at a quarter of a side."""
     torch.manual_seed(seed)
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 96), layers_per_block=1, latent_channels=4,
-        norm_num_groups=1, sample_size=128, scaling_factor=1.0)
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64), layers_per_block=1, latent_channels=16,
+        norm_num_groups=1, sample_size=128, scaling_factor=1.0, mid_block_add_attention=False)
     for name, layer in vae.named_modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             after_silu = name.endswith(("conv1", "conv2", "conv_out"))
@@ -124,6 +180,16 @@ def new_vae(seed: int) -> AutoencoderKL:
             nn.init.constant_(layer.weight, (1 - EvenNorms.SHARE) ** -0.5)
     EvenNorms(vae.encoder, vae.decoder).hold()
     return vae
+
+
+def new_unet(seed: int) -> UNet2DConditionModel:
+    """The UNet before training: most of the weights, on pictures of a quarter of a side."""
+    torch.manual_seed(seed)
+    return UNet2DConditionModel(
+        sample_size=32, in_channels=16, out_channels=16, block_out_channels=(64, 96, 128),
+        layers_per_block=1, down_block_types=("DownBlock2D",) * 2 + ("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",) + ("UpBlock2D",) * 2, norm_num_groups=8,
+        cross_attention_dim=TEXT_WIDTH, attention_head_dim=4, use_linear_projection=True)
 
 
 class EvenNorms:
@@ -176,11 +242,8 @@ def build(folder: Path) -> TrainedEncoder:
         new_vae(SEED).save_pretrained(base / "vae")
     config = CONFIG.replace(pretrained_model_name_or_path=str(base))
     model = TrainedEncoder.from_pretrained(config, device="cpu", seed=SEED)
-    model.unet.forward = torch.autocast("cpu", enabled=False)(model.unet.forward)  # faster so
     model.vae.encoder.requires_grad_(True)
     model.vae.quant_conv.requires_grad_(True)
-    model.plain = copy.deepcopy(nn.Sequential(model.vae.post_quant_conv, model.vae.decoder))
-    model.plain[1].conv_out.reset_parameters()
     generator = torch.Generator().manual_seed(SEED)
     for skip in model.skips:
         skip.weight.data.normal_(0, 2 / math.sqrt(skip.in_channels), generator=generator)
@@ -196,17 +259,14 @@ class Training:
         self.folder, self.step, self.seconds = folder, 0, 0.0
         self.model = build(folder)
         self.norms = EvenNorms(self.model.vae.encoder, self.model.vae.decoder,
-                               self.model.plain[1], skips=self.model.skips)
+                               skips=self.model.skips)
         self.norms.hold()
         self.parameters = self.model.trainable()
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-        groups: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in self.parameters.items():
-            factors = [factor for start, factor in RATES.items() if name.startswith(start)]
-            groups.setdefault((factors or [1.0])[0], []).append(parameter)
-        self.optimizer = torch.optim.AdamW(
-            [{"params": group, "factor": factor} for factor, group in groups.items()],
-            lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+        groups = [{"factor": factor, "params": [p for name, p in self.parameters.items()
+                                                if name.startswith("vae.decoder.conv_out") == last]}
+                  for last, factor in ((False, 1.0), (True, LAST_FACTOR))]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
         self.vgg = load_stlpips("vgg")
         self.vgg.net.to(torch.bfloat16, memory_format=torch.channels_last)
         self.losses, self.norm = [], 1.0  # of each step; of the gradient, its running mean
@@ -217,29 +277,20 @@ class Training:
                rng: np.random.Generator) -> None:
         """One step of AdamW on one batch."""
         degraded = degraded.contiguous(memory_format=torch.channels_last)
-        losses = {}
         with torch.autocast("cpu", torch.bfloat16):
             restored = self.model.train()(degraded)
-            if self.step % DRAW_STEPS == 0:
-                half = len(clean) // 2
-                seen = torch.cat([clean[:half], degraded[half:]])
-                latent, _ = self.model._encode(seen)
-                error = self.model.plain(latent).float() / 2 + 0.5 - seen
-                losses["plain"] = error.abs().mean() + 4 * error.square().mean()
-                losses["latent"] = (latent.std() - 1).square()
         error = restored - clean
-        losses |= {"l1": error.abs().mean(), "l2": error.square().mean()}
-        seen = min(3, len(clean))  # the rest is only compared by pixel
+        low, high = (max_pool2d(sign * clean, 5, 1, 2) for sign in (-1, 1))
+        flat = (low + high).amax(1, keepdim=True) < FLAT
+        weight = 1 + FLAT_WEIGHT * flat
+        losses = {"l1": (weight * error.abs()).mean(), "l2": (weight * error.square()).mean()}
         top, left = rng.integers(0, clean.shape[2] - 63, size=2)
-        square = slice(0, seen), slice(None), slice(top, top + 64), slice(left, left + 64)
+        square = slice(4), slice(None), slice(top, top + 64), slice(left, left + 64)
         losses["stlpips"] = perceptual_distances(
             self.vgg, restored[square], clean[square], dtype=torch.bfloat16,
             terms=("lpips",))["lpips"].mean()
-        weights = {"l2": SQUARED, "stlpips": PERCEPTUAL, "plain": 1.0,
-                   "latent": 0.01}
-        total = sum(weights.get(name, 1.0) * value for name, value in losses.items())
         self.optimizer.zero_grad()
-        total.backward()
+        (losses["l1"] + SQUARED * losses["l2"] + PERCEPTUAL * losses["stlpips"]).backward()
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), 2 * self.norm))
         self.norm = 0.98 * self.norm + 0.02 * min(norm, 2 * self.norm)
         for group in self.optimizer.param_groups:
@@ -252,6 +303,18 @@ class Training:
             torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()),
                                  1 - keep)
         self.losses.append({name: float(value.detach()) for name, value in losses.items()})
+
+    @torch.no_grad()
+    def average_processes(self, done: float) -> float:
+        """Average the weights, and whatever number `done`, with those of the other processes."""
+        parameters = list(self.parameters.values())
+        total = torch.cat([*(p.flatten() for p in parameters), torch.tensor([done])])
+        distributed.all_reduce(total)
+        *means, done = (total / distributed.get_world_size()).split(
+            [p.numel() for p in parameters] + [1])
+        for parameter, mean in zip(parameters, means, strict=True):
+            parameter.copy_(mean.view_as(parameter))
+        return float(done)
 
     @contextmanager
     def averaged(self) -> Iterator[SplatEnhancer]:
@@ -333,29 +396,37 @@ def train(training: Training, shards: Shards, validation: Validation, minutes: f
           decay_minutes: float) -> None:
     """Train for some minutes by the clock; in the last of them the rate falls to a fiftieth."""
     began, used = time.monotonic(), time.process_time()
-    rng, first_step = np.random.default_rng([SEED, training.step]), training.step
+    rank, ranks = (int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))
+    rng = np.random.default_rng([SEED, training.step, rank])
     due, best = {"save": began + SAVE_S, "log": began + LOG_S}, -math.inf
     while True:
         spent = time.monotonic() - began
         done = min(1.0, spent / (60 * minutes))
-        warm = min(1.0, (training.step - first_step + 1) / 200)
+        warm = min(1.0, (training.step + 1) / 200)
         left = (minutes - spent / 60) / decay_minutes if decay_minutes else 1.0
         rate = LEARNING_RATE * warm * min(1.0, max(0.02, left))
         side = list(SIZES)[int(rng.random() < 0.5)]
         pair = augment(*shards.draw(rng, side, SIZES[side]), rng)
         training.update(*pair, rate, rng)
+        if ranks > 1 and training.step % AVERAGE_STEPS == 0:
+            done = training.average_processes(done)
+        elif ranks > 1:
+            continue
         now = time.monotonic()
+        if rank:
+            if done == 1:
+                return
+            continue
         if now > due["log"] or done == 1:
-            training.seconds += time.process_time() - used
+            training.seconds += ranks * (time.process_time() - used)
             used = time.process_time()
             with training.averaged() as model:
                 figures = validation(model)
             entry: dict[str, Any] = {
                 "step": training.step, "core_seconds": round(training.seconds),
                 "rate": round(rate, 6), "pairs": sum(len(a) for a, _ in shards.arrays.values()),
-                "losses": {name: round(float(np.mean([
-                    x[name] for x in training.losses[-300:] if name in x])), 5)
-                    for name in training.losses[-1]}, "validation": figures}
+                "losses": {name: round(float(np.mean([x[name] for x in training.losses[-300:]])), 5)
+                           for name in training.losses[-1]}, "validation": figures}
             with (training.folder / "log.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(entry) + "\n")
             print(json.dumps(entry), flush=True)
@@ -372,20 +443,26 @@ def train(training: Training, shards: Shards, validation: Validation, minutes: f
             return
 
 
-def _make_wrong(clean: np.ndarray, matte: np.ndarray, shard: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Other pairs of a shard's pictures, kept beside it: degraded, clean by `wrong_detail`."""
-    kept = shard.parent / "wrong" / shard.name
+def _make_pairs(clean: np.ndarray, matte: np.ndarray, regions: np.ndarray, shard: Path,
+                ) -> tuple[np.ndarray, np.ndarray]:
+    """Other pairs of a shard's pictures, kept beside it: degraded, clean."""
+    kept = shard.parent / "made" / shard.name
     if kept.exists():
         with np.load(kept) as content:
             return content["degraded"], content["clean"]
     pairs: list[list[np.ndarray]] = [[], []]
-    first_seed = int(shard.stem.rsplit("_", 1)[1]) * 1000
-    for first in range(0, len(clean), 8):
-        rows = slice(first, first + 8)
-        images = wrong_detail(to_images(clean[rows]), torch.from_numpy(matte[rows] / 255).float(),
-                              [first_seed + first + row for row in range(len(clean[rows]))])
-        for part, image in zip(pairs, images[::-1], strict=True):
-            part.append((image * 255).round().byte().permute(0, 2, 3, 1).numpy())
+    settings, first_seed = DegradationConfig(), int(shard.stem.rsplit("_", 1)[1]) * 1000
+    for row in range(len(clean)):
+        image, seeds = to_images(clean[row:row + 1]), torch.tensor([first_seed + row])
+        if row % SYNTHETIC_EACH == 0:
+            parts = torch.from_numpy(regions[row:row + 1])
+            pair = degrade(image, parts, settings, seeds,
+                           amounts=draw_amounts(settings, seeds)), image
+        else:
+            mask = torch.from_numpy(matte[row:row + 1] / 255).float()
+            pair = wrong_detail(image, mask, seeds.tolist())[::-1]
+        for part, picture in zip(pairs, pair, strict=True):
+            part.append(to_pixels(picture))
     degraded, clean = (np.concatenate(part) for part in pairs)
     kept.parent.mkdir(exist_ok=True)
     np.savez(kept, degraded=degraded, clean=clean)
@@ -402,7 +479,6 @@ def write_export(training: Training, assets: Path, strength: float) -> None:
         vae, unet = copy.deepcopy(model.vae), copy.deepcopy(model.unet)
     new = {f"vae.decoder.conv_out.{name}": value.detach() * strength
            for name, value in vae.decoder.conv_out.state_dict().items()}
-    vae.decoder.conv_out = training.model.plain[1].conv_out
     for part, network in (("vae", vae), ("unet", unet)):
         for file in (base / part).glob("*.safetensors"):
             file.unlink()
@@ -414,6 +490,11 @@ def write_export(training: Training, assets: Path, strength: float) -> None:
     export(model, config, assets / "enhancer", step=training.step, trained=new | skips)
 
 
+def to_pixels(images: Tensor) -> np.ndarray:
+    """The reverse of `to_images`."""
+    return (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
 def to_images(pixels: np.ndarray) -> Tensor:
     """Uint8 (N, H, W, 3) as float32 (N, 3, H, W) in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
@@ -423,6 +504,7 @@ def main() -> None:
     """Train or export."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", nargs="+", default=[], help="folders, as FOLDER=WEIGHT")
+    parser.add_argument("--pictures", nargs="*", type=Path, default=[], help="without people")
     parser.add_argument("--validation", nargs="+", type=Path, default=[], help="shards")
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60, help="by the clock")
@@ -433,13 +515,20 @@ def main() -> None:
                         help="of the exported correction, chosen on validation heads")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if ranks := int(os.environ.get("WORLD_SIZE", 0)):
+        distributed.init_process_group("gloo")
+        if distributed.get_rank():
+            distributed.barrier()  # until the first has written what all read
     args.state.mkdir(parents=True, exist_ok=True)
     training = Training(args.state)
     if args.export:
         write_export(training, args.export, args.strength)
         return
-    train(training, Shards(args.pairs), Validation(args.validation),
-          args.minutes, args.decay_minutes)
+    shards = Shards(args.pairs, args.pictures)
+    validation = Validation(args.validation)
+    if ranks and not distributed.get_rank():
+        distributed.barrier()
+    train(training, shards, validation, args.minutes, args.decay_minutes)
 
 
 if __name__ == "__main__":

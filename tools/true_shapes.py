@@ -1,18 +1,15 @@
 """SD-Turbo's true shapes with random weights: what a step takes, counted; a rehearsal on a disk.
 
     python -m tools.bench training_budget    # work and memory, counted in a minute
-    python -m tools.true_shapes FOLDER       # 3 GB in FOLDER, 15 GB of memory, ten minutes
+    python -m tools.bench full_size          # a base of SD-Turbo's size on a disk, 3 GB
 
 Counting runs enhancer, loss and trainer on "meta" tensors, which have no content; the workspace of
 cuDNN and the CUDA context come on top. The rehearsal writes a base in the hub's layout, saves,
-resumes and trains on the CPU; each phase is a process of its own (on Linux), whose peak memory goes
-to `results/rehearsal.json`.
+resumes and trains on the CPU; each phase is a process of its own (on Linux).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import shutil
 import statistics
@@ -39,7 +36,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from splat_enhancer.config import ASSETS, TINY_BASE, Config, preset
 from splat_enhancer.distributed import processes
 from splat_enhancer.environment import detect
-from splat_enhancer.files import atomic_write
 from splat_enhancer.losses.loss import EnhancerLoss
 from splat_enhancer.model.base import read_alpha_bar
 from splat_enhancer.model.enhancer import SplatEnhancer
@@ -258,9 +254,8 @@ def train_steps(folder: Path, steps: int = 2, **changes: Any) -> dict[str, Any]:
 
 
 PHASES: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "make_base": make_base, "save_and_resume": save_and_resume, "two_steps": train_steps,
-    "build_fp16": lambda folder: {"parameters": build_fp16(folder).parameter_table()},
-    "third_step": lambda folder: train_steps(folder, 3)}
+    "make_base": make_base, "save_and_resume": save_and_resume,
+    "build_fp16": lambda folder: {"parameters": build_fp16(folder).parameter_table()}}
 
 
 def run_phase(name: str, folder: Path) -> dict[str, Any]:
@@ -275,18 +270,3 @@ def in_own_process(name: str, folder: Path) -> dict[str, Any]:
     """Run one phase in a process of its own."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(run_phase, name, folder).result()
-
-
-def main() -> None:
-    """Run all phases."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder.resolve()
-    figures = {name: in_own_process(name, folder) for name in PHASES}
-    content = json.dumps({"torch": torch.__version__} | figures, indent=2) + "\n"
-    atomic_write(ROOT / "results" / "rehearsal.json", content.encode())
-    print(content)
-
-
-if __name__ == "__main__":
-    main()

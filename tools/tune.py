@@ -1,14 +1,12 @@
 """Tune the shipped enhancer to one person, once with sane settings and once with wrong ones.
 
-    python -m tools.tune              # a procedural head that no training saw; results/tuning.json
-    python -m tools.tune --real 128   # a person of ../shared/real_heads; printed, weights deleted
+    python -m tools.tune    # a procedural head that no training saw; results/tuning.json
 
 Each time the held-out photographs decide whether the tuned enhancer is exported.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 import time
@@ -38,11 +36,11 @@ def write_pairs(folder: Path, degraded: np.ndarray, clean: np.ndarray) -> None:
             Image.fromarray(picture).save(folder / part / f"{number:03d}.png")
 
 
-def tune(pairs: Path, work: Path, name: str, side_px: int) -> dict[str, object]:
+def tune(pairs: Path, work: Path, name: str) -> dict[str, object]:
     """Train on a folder of own pairs, and say what became of it."""
     config = preset("demo").replace(
         run_name=name, init_from="shipped", own_pairs=str(pairs), weight_own=1.0,
-        weight_synthetic=0.0, weight_fit=0.0, weight_novel_view=0.0, resolution=side_px,
+        weight_synthetic=0.0, weight_fit=0.0, weight_novel_view=0.0, resolution=128,
         own_held_out=0.25, validation_steps=10_000, **SETTINGS[name])
     run, started = Run(config, output_dir=work), time.monotonic()
     for _ in run.train():
@@ -58,27 +56,16 @@ def tune(pairs: Path, work: Path, name: str, side_px: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Tune twice, and write or print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--real", help="person of ../shared/real_heads")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:  # nothing learned from people stays
-        if args.real:
-            with np.load(ROOT.parent / "shared" / "real_heads" / "real_heads_256.npz") as content:
-                rows = content["person"].astype(str) == args.real
-                degraded, clean = content["render"][rows], content["photo"][rows]
-        else:
-            torch.set_num_threads(1)
-            recipe = draw_recipe(IDENTITY)
-            pairs = render_pairs(recipe, fit_head(recipe), 128, VIEWS)
-            degraded, clean = pairs["degraded"], pairs["clean"]
-            torch.set_num_threads(2)
-        write_pairs(Path(folder) / "pairs", degraded, clean)
-        outcomes = {name: tune(Path(folder) / "pairs", Path(folder), name, degraded.shape[1])
-                    for name in SETTINGS}
-    if not args.real:
-        text = json.dumps({"head": IDENTITY, "views": VIEWS} | outcomes, indent=2)
-        (ROOT / "results" / "tuning.json").write_text(text + "\n", encoding="utf-8")
+    """Tune twice, and write the figures."""
+    torch.set_num_threads(1)
+    recipe = draw_recipe(IDENTITY)
+    pairs = render_pairs(recipe, fit_head(recipe), 128, VIEWS)
+    torch.set_num_threads(2)
+    with tempfile.TemporaryDirectory() as folder:
+        write_pairs(Path(folder) / "pairs", pairs["degraded"], pairs["clean"])
+        outcomes = {name: tune(Path(folder) / "pairs", Path(folder), name) for name in SETTINGS}
+    text = json.dumps({"head": IDENTITY, "views": VIEWS} | outcomes, indent=2)
+    (ROOT / "results" / "tuning.json").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
