@@ -50,8 +50,7 @@ CONFIG = Config(train_base="full", blend="correction", timestep=249, weight_fit=
                 mixed_precision="no")
 SIZES = {96: 6, 128: 4}  # side of the squares of a step: how many of them
 ZOOMS = {1: 0.7, 2: 0.2, 4: 0.1}  # a head is to be changed alike at any size
-STRENGTHS = (1.0, 0.6, 0.3)  # at which validation looks
-LOG_S, SAVE_S = 240, 240
+STRENGTHS, LOG_S, SAVE_S = (1.0, 0.6, 0.3), 240, 240  # at which validation looks; seconds between
 MADE_SHARE = 0.4  # of the squares: from one clean picture, not a fit's view
 PICTURE_SHARE, SQUARES = 0.2, 1600  # of the squares, from pictures without people; kept of these
 SYNTHETIC_EACH = 4  # so many of those have a synthetic degradation, the others wrong detail
