@@ -39,13 +39,13 @@ def test_shipped_enhancer_improves_heads_that_it_was_not_trained_on(shipped, pai
     with torch.no_grad():
         before, after = (alex(images, clean, normalize=True).mean()
                          for images in (degraded, restored))
-    assert after < before
-    assert psnr(restored, clean).mean() > psnr(degraded, clean).mean() - 0.3
+    assert after < 0.85 * before
+    assert psnr(restored, clean).mean() > psnr(degraded, clean).mean()
 
 
 def test_shipped_enhancer_leaves_clean_pictures_as_they_are(shipped, pairs):
     _, clean = pairs
-    assert psnr(shipped.enhance(clean), clean).mean() > 35
+    assert psnr(shipped.enhance(clean), clean).mean() > 40
 
 
 def test_shipped_enhancer_changes_a_head_alike_at_two_sizes(shipped, pairs):
