@@ -11,7 +11,7 @@ ON_TWO_CORES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # All it writes lies in work/, where git does not look
 demo: .venv/.demo
-	$(BIN)/python -m tools.run_notebook --preset demo --out work/results/demo
+	$(BIN)/python -m tools.run_notebook
 
 test: .venv/.test
 	$(BIN)/python -m pytest $(ON_TWO_CORES) $(FILES)

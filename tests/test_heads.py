@@ -177,7 +177,7 @@ def test_table_of_real_heads_is_the_one_that_generators_are_tuned_by(shared):
     path = shared / "real_heads" / "real_heads_256.npz"
     if not path.exists():
         pytest.skip("no true renders of real heads")
-    rows = detail_table.measure([path], 128, 6)
+    rows = detail_table.measure([path], "head")
     table = detail_table.table(rows)
     assert table.count("\n") == 3
     middle = np.median([row["correlation 1 px"] for row in rows["interpolated"]])

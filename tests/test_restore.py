@@ -14,9 +14,9 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 import torch
-from films import Brighter, pattern
 from PIL import Image
 from tiny import tiny_config, tiny_model
+from videos import Brighter, pattern
 
 from splat_enhancer import images
 from splat_enhancer.enhance.inputs import read_mark

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from films import Brighter, Sharper, decibels, need_ffmpeg, read_film
 from PIL import Image
+from videos import Brighter, Sharper, decibels, need_ffmpeg, read_video
 
 from splat_enhancer.enhance.restore import RestoreConfig, find, restore_all, zip_results
 from splat_enhancer.environment import Stopped
@@ -56,11 +56,11 @@ def test_views_are_drawn_restored_and_shown_as_a_turntable(head):
         view = draw(read_ply(head)[0], camera, torch.full((3, 64, 64), 0.5)).picture
         assert (view - render).abs().max() <= 0.51 / 255
         assert (Sharper().enhance(view[None])[0] - picture).abs().max() <= 0.51 / 255
-    film = read_film(files[0])
-    assert film.seconds == pytest.approx([n / 8 for n in range(5)]) 
-    assert film.length_s == pytest.approx(0.625, abs=0.01)
+    clip = read_video(files[0])
+    assert clip.seconds == pytest.approx([n / 8 for n in range(5)]) 
+    assert clip.length_s == pytest.approx(0.625, abs=0.01)
     known = torch.stack(restored).mul(255).permute(0, 2, 3, 1).numpy()
-    assert decibels(film.frames, known) > 30 and 0 < outcome.repaired < 1
+    assert decibels(clip.frames, known) > 30 and 0 < outcome.repaired < 1
     assert float((renders[0] - renders[4]).abs().mean()) > 0.02
     assert not list(head.parent.glob(".*"))
 
@@ -82,7 +82,7 @@ def test_what_was_stopped_goes_on_and_ends_the_same_and_is_skipped_afterwards(he
     other = head.parent / "other"
     other.mkdir()
     again = restore(head.rename(other / "head.ply"), Sharper()).files
-    assert np.array_equal(read_film(files[0]).frames, read_film(again[0]).frames)
+    assert np.array_equal(read_video(files[0]).frames, read_video(again[0]).frames)
 
 
 def test_fewer_views_leave_none_of_the_earlier_ones(head):

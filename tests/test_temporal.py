@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from films import moving
+from videos import moving
 
 from splat_enhancer.enhance.temporal import Smoother, estimate_flow
 from splat_enhancer.gaussians.filters import resize

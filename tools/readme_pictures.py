@@ -1,11 +1,10 @@
 """Make the README's pictures from procedural heads: a strip of test heads, and a turning head.
 
-    python -m tools.readme_pictures [--rows 84 80 93]
+    python -m tools.readme_pictures
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from splat_enhancer.model.enhancer import SplatEnhancer
 
 FOLDER = Path(__file__).resolve().parents[1] / "results" / "enhancer"
 SIDE_PX, TITLE_PX, GAP_PX = 288, 26, 6
+ROWS = [84, 80, 93]  # of the test pairs: at the quartiles of the gain
 VIEWS, ARC_DEG = 20, 90.0  # of the turning head, there and back
 
 
@@ -64,11 +64,9 @@ def turning_head(model: SplatEnhancer) -> list[Image.Image]:
 
 def main() -> None:
     """Write results/enhancer/strip.jpg and turning.gif."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", nargs=3, type=int, default=[84, 80, 93])  # quartiles of the gain
-    model, rows = load(), parser.parse_args().rows
+    model = load()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    test_heads(model, rows).save(FOLDER / "strip.jpg", quality=90)
+    test_heads(model, ROWS).save(FOLDER / "strip.jpg", quality=90)
     frames = [frame.quantize(96, dither=Image.Dither.NONE) for frame in turning_head(model)]
     frames[0].save(FOLDER / "turning.gif", save_all=True, append_images=frames[1:], duration=90,
                    loop=0, optimize=True)

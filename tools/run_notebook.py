@@ -1,11 +1,10 @@
 """Execute the notebook without a browser, and keep the executed copy.
 
-    python -m tools.run_notebook --preset demo --out work/results/demo
+    python -m tools.run_notebook    # the preset demo; the copy lies in work/results/demo
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import time
 from pathlib import Path
@@ -57,12 +56,8 @@ def execute(source: Path, folder: Path, form: dict[str, str]) -> Path:
 
 
 def main() -> None:
-    """Execute the project's own notebook."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="demo")
-    parser.add_argument("--out", type=Path, default=ROOT / "work" / "results" / "demo")
-    args = parser.parse_args()
-    execute(ROOT / NOTEBOOK, args.out, {"PRESET": repr(args.preset)})
+    """Execute the project's own notebook with the preset demo."""
+    execute(ROOT / NOTEBOOK, ROOT / "work" / "results" / "demo", {"PRESET": "'demo'"})
 
 
 if __name__ == "__main__":

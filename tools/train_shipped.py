@@ -4,13 +4,14 @@
     torchrun --nproc-per-node 2 -m tools.train_shipped …  # one process a core
     python -m tools.train_shipped --state STATE --export helpers/assets --strength 0.9
 
-Encoder, UNet, decoder and skips learn to restore. Goes on where it was stopped. Pairs are shards
-as `tools.heads.pairs` writes them. --export writes the base `tiny-restorer` and, as `enhancer`,
-what an export adds to it. Procedural heads alone teach how procedural heads look, so one square in
-five is of a picture without people: 14 panoramas of Poly Haven (npm package @pmndrs/assets), from
-scikit-image `chelsea` (a cat) by Stéfan van der Walt, `coffee` by Rachel Michetti, `brick`, `grass`
-and `gravel` by CC0Textures, all CC0; `rocket` by SpaceX, `moon` by NASA and `coins`, in the public
-domain, and so is scipy's `face` (a raccoon) by Judy Weggelaar.
+Encoder, UNet, decoder and skips learn to restore. Goes on where it was stopped, or with --shipped
+from the weights in `helpers/assets`. Pairs are shards as `tools.heads.pairs` writes them. --export
+writes the base `tiny-restorer` and, as `enhancer`, what an export adds to it. Procedural heads
+alone teach how procedural heads look, so three squares in ten are of pictures without people: 14
+panoramas of Poly Haven (npm package @pmndrs/assets), from scikit-image `chelsea` (a cat) by Stéfan
+van der Walt, `coffee` by Rachel Michetti, `brick`, `grass` and `gravel` by CC0Textures, all CC0;
+`rocket` by SpaceX, `moon` by NASA and `coins`, in the public domain, and so is scipy's `face` (a
+raccoon) by Judy Weggelaar.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import copy
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -42,7 +44,7 @@ from splat_enhancer.degradation.wrong_detail import wrong_detail
 from splat_enhancer.losses.metrics import psnr
 from splat_enhancer.losses.perceptual import load_stlpips, perceptual_distances
 from splat_enhancer.model.enhancer import SplatEnhancer
-from splat_enhancer.model.export import export
+from splat_enhancer.model.export import SHIPPED, export, load
 from tools.build_base import SCHEDULER, TEXT_WIDTH, write_text_encoder
 
 CONFIG = Config(train_base="full", blend="correction", timestep=249, weight_fit=0,
@@ -50,13 +52,15 @@ CONFIG = Config(train_base="full", blend="correction", timestep=249, weight_fit=
                 mixed_precision="no")
 SIZES = {96: 6, 128: 4}  # side of the squares of a step: how many of them
 ZOOMS = {1: 0.7, 2: 0.2, 4: 0.1}  # a head is to be changed alike at any size
-STRENGTHS, LOG_S, SAVE_S = (1.0, 0.6, 0.3), 240, 240  # at which validation looks; seconds between
+STRENGTHS, LOG_S = (1.0, 0.6, 0.3), 480  # at which validation looks; seconds from one to the next
 MADE_SHARE = 0.4  # of the squares: from one clean picture, not a fit's view
-PICTURE_SHARE, SQUARES = 0.2, 1600  # of the squares, from pictures without people; kept of these
+PICTURE_SHARE, SQUARES = 0.3, 1600  # of the squares, from pictures without people; kept of these
 SYNTHETIC_EACH = 4  # so many of those have a synthetic degradation, the others wrong detail
-LEARNING_RATE, LAST_FACTOR = 3e-4, 0.5  # at most; times it, for the last layer
+LEARNING_RATE, WARM_S = 3e-4, 60  # at most; seconds to reach it
+RATE_FACTORS = {r"unet": 2.0, r"vae\.decoder\.conv_out": 0.5, r"(?!unet|vae\.decoder\.conv_out)": 1}
 FLAT, FLAT_WEIGHT = 0.03, 3.0  # where the truth varies by less, an error weighs so much more
-SQUARED, PERCEPTUAL = 10.0, 8.0  # weights beside the mean absolute error; of ST-LPIPS-VGG
+SQUARED, PERCEPTUAL = 20.0, 8.0  # weights beside the mean absolute error; of ST-LPIPS-VGG
+LATENT = 0.1  # of the UNet's error, as a share of what it has to repair
 AVERAGE_STEPS = 8  # after so many, processes average their weights
 AVERAGE, SEED = 0.999, 0  # running average of the weights, per step
 SPOTS, SPOT_SHARE = 20, 0.4  # painted at most; of the squares that get some
@@ -226,10 +230,15 @@ class EvenNorms:
 
 
 class TrainedEncoder(SplatEnhancer):
-    """The enhancer with an encoder that learns, too; nobody else has that."""
+    """The enhancer with an encoder that learns, too; it keeps the UNet's input and output."""
 
     def _encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return SplatEnhancer._encode.__wrapped__(self, images)
+        self.latent, features = SplatEnhancer._encode.__wrapped__(self, images)
+        return self.latent, features
+
+    def _decode(self, latent: Tensor, features: list[Tensor], skip_scale: Tensor) -> Tensor:
+        self.restored_latent = latent
+        return super()._decode(latent, features, skip_scale)
 
 
 def build(folder: Path) -> TrainedEncoder:
@@ -263,8 +272,10 @@ class Training:
         self.parameters = self.model.trainable()
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         groups = [{"factor": factor, "params": [p for name, p in self.parameters.items()
-                                                if name.startswith("vae.decoder.conv_out") == last]}
-                  for last, factor in ((False, 1.0), (True, LAST_FACTOR))]
+                                                if re.match(pattern, name)]}
+                  for pattern, factor in RATE_FACTORS.items()]
+        self.limits = [(p.detach(), p.detach().norm()) for name, p in
+                       self.model.unet.named_parameters() if p.ndim > 1 and "conv_out" not in name]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
         self.vgg = load_stlpips("vgg")
         self.vgg.net.to(torch.bfloat16, memory_format=torch.channels_last)
@@ -278,24 +289,34 @@ class Training:
         degraded = degraded.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             restored = self.model.train()(degraded)
+            latent, restored_latent = self.model.latent, self.model.restored_latent
+            with torch.no_grad():
+                clean_latent, _ = self.model._encode(clean)
         error = restored - clean
         low, high = (max_pool2d(sign * clean, 5, 1, 2) for sign in (-1, 1))
         flat = (low + high).amax(1, keepdim=True) < FLAT
         weight = 1 + FLAT_WEIGHT * flat
         losses = {"l1": (weight * error.abs()).mean(), "l2": (weight * error.square()).mean()}
+        own = (latent.detach() - latent) / math.sqrt(self.model.alpha_bar)  # the encoder learns not
+        losses["latent"] = (restored_latent + own - clean_latent).square().mean() / \
+            (latent.detach() - clean_latent).square().mean()  # to be easy for the UNet
         top, left = rng.integers(0, clean.shape[2] - 63, size=2)
         square = slice(4), slice(None), slice(top, top + 64), slice(left, left + 64)
         losses["stlpips"] = perceptual_distances(
             self.vgg, restored[square], clean[square], dtype=torch.bfloat16,
             terms=("lpips",))["lpips"].mean()
         self.optimizer.zero_grad()
-        (losses["l1"] + SQUARED * losses["l2"] + PERCEPTUAL * losses["stlpips"]).backward()
+        (losses["l1"] + SQUARED * losses["l2"] + PERCEPTUAL * losses["stlpips"]
+         + LATENT * losses["latent"]).backward()
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), 2 * self.norm))
         self.norm = 0.98 * self.norm + 0.02 * min(norm, 2 * self.norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.step()
         self.norms.hold()
+        with torch.no_grad():  # or features grow from layer to layer, until the UNet stands still
+            for weight, limit in self.limits:
+                weight.mul_((limit / weight.norm()).clamp(max=1))
         self.step += 1
         keep = min(AVERAGE, self.step / (self.step + 10))
         with torch.no_grad():
@@ -337,6 +358,15 @@ class Training:
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial,
                   {"step": str(self.step), "seconds": str(self.seconds)})
         partial.replace(self.folder / "state.safetensors")
+
+    def take_shipped(self, strength: float) -> None:
+        """Go on from an export that was written at this strength; the optimiser begins anew."""
+        shipped = dict(load().named_parameters())
+        for name, parameter in self.parameters.items():
+            is_last = name.startswith("vae.decoder.conv_out")
+            parameter.data.copy_(shipped[name].float() / (strength if is_last else 1))
+            self.average[name].copy_(parameter.detach())
+        self.step = json.loads((SHIPPED / "card.json").read_text())["training"]["steps"]
 
     def _read(self) -> None:
         file = self.folder / "state.safetensors"
@@ -397,13 +427,12 @@ def train(training: Training, shards: Shards, validation: Validation, minutes: f
     began, used = time.monotonic(), time.process_time()
     rank, ranks = (int(os.environ.get(name, n)) for name, n in (("RANK", 0), ("WORLD_SIZE", 1)))
     rng = np.random.default_rng([SEED, training.step, rank])
-    due, best = {"save": began + SAVE_S, "log": began + LOG_S}, -math.inf
+    due, best = began + LOG_S, -math.inf
     while True:
         spent = time.monotonic() - began
         done = min(1.0, spent / (60 * minutes))
-        warm = min(1.0, (training.step + 1) / 200)
         left = (minutes - spent / 60) / decay_minutes if decay_minutes else 1.0
-        rate = LEARNING_RATE * warm * min(1.0, max(0.02, left))
+        rate = LEARNING_RATE * min(1.0, (spent + 1) / WARM_S, max(0.02, left))
         side = list(SIZES)[int(rng.random() < 0.5)]
         pair = augment(*shards.draw(rng, side, SIZES[side]), rng)
         training.update(*pair, rate, rng)
@@ -416,7 +445,7 @@ def train(training: Training, shards: Shards, validation: Validation, minutes: f
             if done == 1:
                 return
             continue
-        if now > due["log"] or done == 1:
+        if now > due or done == 1:
             training.seconds += ranks * (time.process_time() - used)
             used = time.process_time()
             with training.averaged() as model:
@@ -434,10 +463,8 @@ def train(training: Training, shards: Shards, validation: Validation, minutes: f
                 best = score
                 save_file({n: v.half().contiguous() for n, v in training.average.items()},
                           training.folder / "best.safetensors", {"step": str(training.step)})
-            due["log"] = now + LOG_S
-        if now > due["save"] or done == 1:
             training.save()
-            due["save"] = now + SAVE_S
+            due = time.monotonic() + LOG_S
         if done == 1:
             return
 
@@ -508,18 +535,20 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60, help="by the clock")
     parser.add_argument("--decay-minutes", type=float, default=0, help="the last of them")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--shipped", action="store_true", help="begin with the shipped weights")
     parser.add_argument("--export", type=Path, help="helpers/assets: write base and enhancer")
     parser.add_argument("--strength", type=float, default=1.0,
-                        help="of the exported correction, chosen on validation heads")
+                        help="of the exported correction, chosen on validation pictures")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     if ranks := int(os.environ.get("WORLD_SIZE", 0)):
         distributed.init_process_group("gloo")
         if distributed.get_rank():
             distributed.barrier()  # until the first has written what all read
     args.state.mkdir(parents=True, exist_ok=True)
     training = Training(args.state)
+    if args.shipped and not training.step:
+        training.take_shipped(args.strength)
     if args.export:
         write_export(training, args.export, args.strength)
         return

@@ -30,7 +30,7 @@ from splat_enhancer.losses.metrics import psnr
 from splat_enhancer.losses.perceptual import load_lpips, load_stlpips
 
 ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
+SHARED, OUT = ROOT.parent / "shared", ROOT / "results" / "transfer"
 SIDE_PX, PHOTOGRAPHS, BATCH = 128, 160, 4
 # CelebAMask-HQ's 19 classes as regions: background, skin, eyes, nose, mouth, hair
 REGION_OF_CLASS = torch.tensor([0, 1, 3, 2, 2, 2, 1, 1, 1, 1, 4, 4, 4, 5, 0, 0, 0, 1, 0])
@@ -89,11 +89,11 @@ def photographs(count: int) -> tuple[Tensor, Tensor]:
     return torch.stack(clean), torch.stack(regions)
 
 
-def make_pairs(kind: str, clean: Tensor, regions: Tensor, variants: int) -> Pairs:
-    """Each photograph degraded `variants` times in one way."""
+def make_pairs(kind: str, clean: Tensor, regions: Tensor) -> Pairs:
+    """Each photograph degraded twice in one way."""
     parts = []
-    for variant in range(variants):
-        for start in tqdm(range(0, len(clean), 8), desc=f"{kind} {variant + 1}/{variants}"):
+    for variant in range(2):
+        for start in tqdm(range(0, len(clean), 8), desc=f"{kind} {variant + 1}/2"):
             images, labels = clean[start:start + 8], regions[start:start + 8]
             seeds = torch.arange(start, start + len(images)) + 10_000 * variant
             if kind == "synthetic":
@@ -175,33 +175,31 @@ def main() -> None:
     """Train and measure every mix that is not measured yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--variants", type=int, default=2, help="degraded copies of a photograph")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "transfer")
-    args = parser.parse_args()
+    steps = parser.parse_args().steps
     os.environ["TORCH_HOME"] = str(SHARED / "lpips")
     networks = {"stlpips_alex": load_stlpips("alex"),
                 "lpips_squeeze": load_lpips("squeeze", pretrained=True)}
-    args.out.mkdir(parents=True, exist_ok=True)
-    table = args.out / "table.json"
+    OUT.mkdir(parents=True, exist_ok=True)
+    table = OUT / "table.json"
     figures = json.loads(table.read_text()) if table.exists() else {
         "input": measure(lambda x: x, networks)}
     clean, regions = photographs(PHOTOGRAPHS)
-    pairs = {kind: make_pairs(kind, clean, regions, args.variants)
+    pairs = {kind: make_pairs(kind, clean, regions)
              for kind in ("synthetic", "fit", "wrong_detail")}
     for name, mix in MIXES.items():
         if name in figures:
             continue
-        network = train(mix, pairs, args.steps)
+        network = train(mix, pairs, steps)
         figures[name] = measure(network, networks)
         figures[f"{name}, half"] = measure(lambda x, n=network: (x + n(x)) / 2, networks)
         table.write_text(json.dumps(figures, indent=1) + "\n")
-        print(to_markdown(figures, args.steps))
-    (args.out / "README.md").write_text(
+        print(to_markdown(figures, steps))
+    (OUT / "README.md").write_text(
         "# Pairs from single photographs, tested on true renders of real heads\n\n"
         "`python -m tools.transfer`: a small residual U-Net, trained on 160 photographs of "
         "CelebA-HQ at 128 px with each mix of pairs, tested on true splat renders of other "
         "people's heads. Gains over the untouched render. Weights are deleted, and no picture of "
-        f"a person is kept.\n\n{to_markdown(figures, args.steps)}")
+        f"a person is kept.\n\n{to_markdown(figures, steps)}")
 
 
 if __name__ == "__main__":

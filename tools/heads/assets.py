@@ -126,15 +126,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("heads", "novel_view", "ply"))
     parser.add_argument("--shards", type=Path)
-    parser.add_argument("--out", type=Path, default=ASSETS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.part == "heads":
-        write_heads(args.out / "heads")
+        write_heads(ASSETS / "heads")
     elif args.part == "novel_view":
-        write_novel_view(args.out / "novel_view", args.shards)
+        write_novel_view(ASSETS / "novel_view", args.shards)
     else:
-        write_ply(args.out / "head.ply")
+        write_ply(ASSETS / "head.ply")
 
 
 if __name__ == "__main__":

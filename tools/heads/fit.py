@@ -19,7 +19,7 @@ from splat_enhancer.gaussians.rasterizer import Camera
 from splat_enhancer.gaussians.scene import rotations
 
 from .head import BACKGROUND, HAIR, Cloud
-from .person import Dice, look_at_head, studio_wall, wide_head
+from .person import Rng, look_at_head, studio_wall, wide_head
 from .rasterizer import rasterize
 from .recipes import Recipe
 
@@ -39,7 +39,7 @@ def fit_head(recipe: Recipe) -> Values:
         means (N, 3), lengths (N, 3) as logarithms, turns (N, 4) as quaternions, colors (N, 3),
         slopes (N, 3, 3) of the colours by direction, opacities (N,) as logits.
     """
-    generator = Dice(recipe.identity, "fit").generator
+    generator = Rng(recipe.identity, "fit").generator
     shots, cloud = take_shots(recipe)
     values = start(cloud, recipe, generator)
     values = {name: value.requires_grad_() for name, value in values.items()}
@@ -73,46 +73,46 @@ def render(values: Values, camera: Camera, backdrop: Tensor) -> Tensor:
 @torch.no_grad()
 def take_shots(recipe: Recipe) -> tuple[list[Shot], Cloud]:
     """The pictures that are fitted, and the true head's surface."""
-    dice = Dice(recipe.identity, "shots")
-    size_px, generator = recipe.size_px, dice.generator
+    rng = Rng(recipe.identity, "shots")
+    size_px, generator = recipe.size_px, rng.generator
     head = wide_head(recipe.identity)
     moved = wide_head(recipe.identity, recipe.movement) \
         if recipe.moved_share else head
-    backdrop = draw_backdrop(recipe.backdrop, Dice(recipe.identity, "backdrop"), size_px)
+    backdrop = draw_backdrop(recipe.backdrop, Rng(recipe.identity, "backdrop"), size_px)
     line = torch.linspace(-1, 1, size_px)
     shots = []
     for view in range(recipe.views):
-        place = (view + dice.between(0.25, 0.75)) / recipe.views * 2 - 1
-        yaw, pitch = recipe.arc_deg * place, recipe.pitch_deg * dice.between(-1, 1)
+        place = (view + rng.between(0.25, 0.75)) / recipe.views * 2 - 1
+        yaw, pitch = recipe.arc_deg * place, recipe.pitch_deg * rng.between(-1, 1)
         off_yaw, off_pitch = (recipe.camera_error_deg * torch.randn(
             2, generator=generator)).tolist()
         assumed, true = (
             look_at_head(math.radians(y), math.radians(p), size_px=size_px, frame=FRAME)
             for y, p in ((yaw, pitch), (yaw + off_yaw, pitch + off_pitch)))
-        subject = moved if dice.chance(recipe.moved_share) else head
+        subject = moved if rng.chance(recipe.moved_share) else head
         picture, _, matte = subject.render(true, backdrop)
         light, color, tilt = torch.randn(7, generator=generator).split((1, 3, 3))
         gain = 1 + recipe.exposure * (light + 0.3 * color)[:, None, None] \
             + recipe.exposure * (tilt[0] * line + tilt[1] * line[:, None])
         picture = backdrop + matte * (picture * gain - backdrop)
         if recipe.backdrop != "wall":
-            picture = leak(picture, recipe.leaks, dice)
+            picture = leak(picture, recipe.leaks, rng)
         shots.append((assumed, backdrop, picture.clamp(0, 1)))
     return shots, head.cloud
 
 
-def leak(picture: Tensor, specks: float, dice: Dice) -> Tensor:
+def leak(picture: Tensor, specks: float, rng: Rng) -> Tensor:
     """What a matte lets through: soft specks of a room's colours."""
     line = torch.linspace(-1, 1, picture.shape[-1])
-    room = 0.6 * torch.rand(3, generator=dice.generator)
-    for _ in range(int(specks * dice.between(0, 2) + dice.between(0, 1))):
-        x, y = line - dice.between(-1, 1), line[:, None] - dice.between(-1, 0.7)
-        turn = dice.between(0, 6.3)
-        along = (x * math.cos(turn) + y * math.sin(turn)) / dice.geometric(0.01, 0.1)
-        across = (y * math.cos(turn) - x * math.sin(turn)) / dice.geometric(0.01, 0.03)
-        tint = torch.randn(3, generator=dice.generator) * torch.tensor([1.0, 0.4, 0.4])
+    room = 0.6 * torch.rand(3, generator=rng.generator)
+    for _ in range(int(specks * rng.between(0, 2) + rng.between(0, 1))):
+        x, y = line - rng.between(-1, 1), line[:, None] - rng.between(-1, 0.7)
+        turn = rng.between(0, 6.3)
+        along = (x * math.cos(turn) + y * math.sin(turn)) / rng.geometric(0.01, 0.1)
+        across = (y * math.cos(turn) - x * math.sin(turn)) / rng.geometric(0.01, 0.03)
+        tint = torch.randn(3, generator=rng.generator) * torch.tensor([1.0, 0.4, 0.4])
         color = room + 0.3 * tint
-        weight = dice.between(0.2, 0.9) * torch.exp(-0.5 * (along**2 + across**2))
+        weight = rng.between(0.2, 0.9) * torch.exp(-0.5 * (along**2 + across**2))
         picture = picture.lerp(color.clamp(0, 1)[:, None, None], weight)
     return picture
 
@@ -170,11 +170,11 @@ def nearest_distance(points: Tensor) -> Tensor:
     return torch.from_numpy(distances[:, 1:].mean(1)).float()
 
 
-def draw_backdrop(kind: str, dice: Dice, size_px: int) -> Tensor:
+def draw_backdrop(kind: str, rng: Rng, size_px: int) -> Tensor:
     """What stands behind a head: (3, size, size) in [0, 1]."""
     if kind == "wall":
-        return studio_wall(dice, size_px)
+        return studio_wall(rng, size_px)
     color = {"white": torch.ones(3), "black": torch.zeros(3)}.get(kind)
     if color is None:
-        color = torch.rand(3, generator=dice.generator)
+        color = torch.rand(3, generator=rng.generator)
     return color[:, None, None].expand(3, size_px, size_px).contiguous()

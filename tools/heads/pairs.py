@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from .fit import FRAME, draw_backdrop, fit_head, render
-from .person import Dice, look_at_head, wide_head
-from .recipes import Recipe, draw_recipe
+from .person import Rng, look_at_head, wide_head
+from .recipes import Recipe, careful, draw_recipe
 
 HEADS_PER_SHARD = 8
 SETS = {"train": 2_000_000, "validation": 3_000_000, "test": 4_000_000}  # first identities
@@ -37,31 +37,31 @@ def render_pairs(recipe: Recipe, values: dict, size_px: int, views: int) -> dict
         degraded, clean: (views, size, size, 3) uint8; matte, regions: (views, size, size) uint8;
         interpolated: (views,) bool.
     """
-    dice = Dice(recipe.identity, "views")
+    rng = Rng(recipe.identity, "views")
     factor = 2 if recipe.shrunk or size_px < 192 else 1
     large_px = size_px * factor
     head = wide_head(recipe.identity)
     rows: dict[str, list] = defaultdict(list)
     for view in range(views):
         interpolated = view % 2 == 0
-        yaw, pitch = dice.between(-1, 1) * recipe.arc_deg, dice.between(-1, 1) * recipe.pitch_deg
+        yaw, pitch = rng.between(-1, 1) * recipe.arc_deg, rng.between(-1, 1) * recipe.pitch_deg
         if not interpolated:
-            beyond, upward = dice.between(*BEYOND_DEG), dice.chance(0.3)
-            side = 1 if dice.chance(0.5) else -1
+            beyond, upward = rng.between(*BEYOND_DEG), rng.chance(0.3)
+            side = 1 if rng.chance(0.5) else -1
             beyond *= min(1.0, 45 / recipe.arc_deg)  # the back of a head was not seen at all
             if upward:
                 pitch = side * min(recipe.pitch_deg + beyond, 40)
             else:
                 yaw = side * (recipe.arc_deg + beyond)
-        place = {"roll": math.radians(dice.between(-4, 4)),
-                 "target": (dice.between(-0.08, 0.08), dice.between(-0.22, -0.02)),
-                 "frame": FRAME * dice.between(0.8, 1.05), "distance": dice.between(4.7, 5.9)}
-        kind = recipe.backdrop if dice.chance(0.9) else ("white", "black", "matte", "wall")[
-            int(dice.between(0, 4))]
-        backdrop_dice = Dice(recipe.identity, "backdrop" if kind == recipe.backdrop else f"{view}")
+        place = {"roll": math.radians(rng.between(-4, 4)),
+                 "target": (rng.between(-0.08, 0.08), rng.between(-0.22, -0.02)),
+                 "frame": FRAME * rng.between(0.8, 1.05), "distance": rng.between(4.7, 5.9)}
+        kind = recipe.backdrop if rng.chance(0.9) else ("white", "black", "matte", "wall")[
+            int(rng.between(0, 4))]
+        backdrop_rng = Rng(recipe.identity, "backdrop" if kind == recipe.backdrop else f"{view}")
         large = look_at_head(math.radians(yaw), math.radians(pitch), size_px=large_px, **place)
         small = look_at_head(math.radians(yaw), math.radians(pitch), size_px=size_px, **place)
-        backdrop = draw_backdrop(kind, backdrop_dice, large_px)
+        backdrop = draw_backdrop(kind, backdrop_rng, large_px)
         clean, regions, matte = head.render(large, backdrop)
         if recipe.shrunk:
             degraded = _shrink(render(values, large, backdrop).clamp(0, 1), factor)
@@ -75,11 +75,13 @@ def render_pairs(recipe: Recipe, values: dict, size_px: int, views: int) -> dict
     return {name: np.stack(value) for name, value in rows.items()}
 
 
-def write_shard(path: Path, identities: range, size_px: int, views: int) -> None:
+def write_shard(path: Path, identities: range, size_px: int, views: int,
+                with_care: bool = False) -> None:
     """Fit heads and write their pairs as one .npz file, atomically."""
     parts: list[dict] = []
     for identity in identities:
         started, recipe = time.time(), draw_recipe(identity)
+        recipe = careful(recipe) if with_care else recipe
         recipe = replace(recipe, size_px=max(recipe.size_px, size_px))
         rows = render_pairs(recipe, fit_head(recipe), size_px, views)
         rows["identity"] = np.full(views, identity)
@@ -102,6 +104,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=400, help="of heads")
     parser.add_argument("--views", type=int, default=12)
     parser.add_argument("--size-px", type=int, default=128)
+    parser.add_argument("--careful", action="store_true", help="nearly right renders")
     args = parser.parse_args()
     torch.set_num_threads(1)  # of so little work, two threads make no more speed
     args.out.mkdir(parents=True, exist_ok=True)
@@ -109,7 +112,7 @@ def main() -> None:
         path = args.out / f"{args.prefix}_{first}.npz"
         if not path.exists():
             last = min(first + HEADS_PER_SHARD, args.first + args.count)
-            write_shard(path, range(first, last), args.size_px, args.views)
+            write_shard(path, range(first, last), args.size_px, args.views, args.careful)
 
 
 def _shrink(image: Tensor, factor: int) -> Tensor:

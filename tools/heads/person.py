@@ -30,7 +30,7 @@ IRISES = [(0.25, 0.14, 0.07), (0.36, 0.22, 0.10), (0.35, 0.40, 0.20), (0.28, 0.4
           (0.42, 0.50, 0.54)]
 
 
-class Dice:
+class Rng:
     """Random numbers of one identity and stage, each a plain call on one generator."""
 
     def __init__(self, seed: int, stage: str = "") -> None:
@@ -120,9 +120,9 @@ class Head:
 
 def plain_picture(seed: int, size_px: int) -> tuple[Tensor, Tensor, Tensor]:
     """Picture, regions and matte of a plain head, from a camera and before a wall of its own."""
-    dice = Dice(seed)
-    cloud, camera = _person(dice, size_px), _camera(dice, size_px)
-    return Head(cloud, _light(dice)).render(camera, studio_wall(dice, size_px))
+    rng = Rng(seed)
+    cloud, camera = _person(rng, size_px), _camera(rng, size_px)
+    return Head(cloud, _light(rng)).render(camera, studio_wall(rng, size_px))
 
 
 def look_at_head(yaw: float, pitch: float, roll: float = 0.0, *, size_px: int,
@@ -146,12 +146,12 @@ def look_at_head(yaw: float, pitch: float, roll: float = 0.0, *, size_px: int,
     return Camera(rotation, position, size_px * distance / frame, size_px, size_px)
 
 
-def studio_wall(dice: Dice, size_px: int) -> Tensor:
+def studio_wall(rng: Rng, size_px: int) -> Tensor:
     """A soft two-colour studio wall with a glow behind the head (3, size, size)."""
-    grey = dice.between(0.15, 0.8)
-    first = grey + 0.28 * (torch.rand(3, generator=dice.generator) - 0.5)
-    second = (first + 0.3 * (torch.rand(3, generator=dice.generator) - 0.5)).clamp(0.05, 0.95)
-    angle, glow = dice.between(0, 6.28), dice.between(0.0, 0.25)
+    grey = rng.between(0.15, 0.8)
+    first = grey + 0.28 * (torch.rand(3, generator=rng.generator) - 0.5)
+    second = (first + 0.3 * (torch.rand(3, generator=rng.generator) - 0.5)).clamp(0.05, 0.95)
+    angle, glow = rng.between(0, 6.28), rng.between(0.0, 0.25)
     line = (torch.arange(size_px) + 0.5) / size_px - 0.5
     y, x = torch.meshgrid(line, line, indexing="ij")
     mix = (0.5 + x * math.cos(angle) + y * math.sin(angle)).clamp(0, 1)
@@ -166,17 +166,17 @@ def wide_head(seed: int, movement: float = 0.0) -> Head:
         seed: the identity.
         movement: 0 to 1, how far eyes, lids and mouth moved since the first picture was taken.
     """
-    dice = Dice(seed, "wide")
-    d = dice.between
-    face, style = _face(dice), _hairstyle(dice)
-    face = replace(face, stubble=d(0.3, 1.0) if dice.chance(0.45) else 0.0,
+    rng = Rng(seed, "wide")
+    d = rng.between
+    face, style = _face(rng), _hairstyle(rng)
+    face = replace(face, stubble=d(0.3, 1.0) if rng.chance(0.45) else 0.0,
                    hair=face.hair * d(0.6, 1.1))
     moved = replace(face, eye_open=face.eye_open * (1 - movement * d(0.0, 0.75)),
                     gaze=(face.gaze[0] + movement * d(-0.07, 0.07),
                           face.gaze[1] + movement * d(-0.02, 0.02)),
                     mouth_open=max(0.0, face.mouth_open + movement * d(-0.5, 0.4)),
                     smile=face.smile + movement * d(-0.5, 0.5))
-    if dice.chance(0.5):  # cropped
+    if rng.chance(0.5):  # cropped
         style = Hairstyle(d(0.06, 0.3), d(0.02, 0.09), style.part, d(0.3, 1.0), d(0, 0.3), 0.05,
                           strands=3_000)
     else:
@@ -184,36 +184,36 @@ def wide_head(seed: int, movement: float = 0.0) -> Head:
     spacing = WIDE_SPACING
     neck, pitch = d(0.36, 0.46), 1.6 * spacing
     parts = [
-        skin_detail(head_cloud(moved, spacing, dice.generator, 0.55, 0.7), dice),
-        skin_detail(_oval((0, -1, -0.22), (neck, 0.85, neck), pitch, 0.9 * face.skin), dice),
-        weave(_oval((0, d(-2.3, -2.05), -0.3), (1.45, 0.78, 0.62), pitch, _cloth(dice),
-                    BACKGROUND), dice),
-        brow_cloud(face, 2 * d(0.7, 1.5), d(0.4, 1.2), dice.generator, 0.6),
+        skin_detail(head_cloud(moved, spacing, rng.generator, 0.55, 0.7), rng),
+        skin_detail(_oval((0, -1, -0.22), (neck, 0.85, neck), pitch, 0.9 * face.skin), rng),
+        weave(_oval((0, d(-2.3, -2.05), -0.3), (1.45, 0.78, 0.62), pitch, _cloth(rng),
+                    BACKGROUND), rng),
+        brow_cloud(face, 2 * d(0.7, 1.5), d(0.4, 1.2), rng.generator, 0.6),
     ]
-    if dice.chance(0.5):  # a collar
+    if rng.chance(0.5):  # a collar
         parts.append(weave(_oval((0, d(-1.6, -1.4), -0.22), (neck + 0.1, d(0.15, 0.3), neck + 0.1),
-                                 pitch, _cloth(dice), BACKGROUND), dice))
-    parts += [skin_detail(ear, dice) for ear in _ears(face, spacing)]
-    if dice.chance(0.3):
-        parts.append(beard_cloud(face, d(0.03, 0.12), int(d(1_500, 5_000)), dice.generator))
-    if not dice.chance(0.05):
-        parts.append(hair_cloud(face, style, dice.generator, d(0.5, 0.8), d(0.3, 0.75)))
+                                 pitch, _cloth(rng), BACKGROUND), rng))
+    parts += [skin_detail(ear, rng) for ear in _ears(face, spacing)]
+    if rng.chance(0.3):
+        parts.append(beard_cloud(face, d(0.03, 0.12), int(d(1_500, 5_000)), rng.generator))
+    if not rng.chance(0.05):
+        parts.append(hair_cloud(face, style, rng.generator, d(0.5, 0.8), d(0.3, 0.75)))
     ahead = normalize(torch.tensor([d(-1.0, 1.0), d(0.0, 0.9), 1.0]), dim=0)
     warm, fill = d(-0.1, 0.14), d(0.2, 0.5)
     tint = torch.tensor([1 + warm, 1.0, 1 - warm])
     return Head(Cloud.join(parts), Light(ahead, tint, d(0.95, 1.2) - fill, fill))
 
 
-def _cloth(dice: Dice) -> Tensor:
-    grey = torch.rand(1, generator=dice.generator).expand(3)
-    color = torch.rand(3, generator=dice.generator)
-    return (grey.lerp(color, dice.between(0, 1)) * 0.85 + 0.05)
+def _cloth(rng: Rng) -> Tensor:
+    grey = torch.rand(1, generator=rng.generator).expand(3)
+    color = torch.rand(3, generator=rng.generator)
+    return (grey.lerp(color, rng.between(0, 1)) * 0.85 + 0.05)
 
 
-def _face(dice: Dice) -> Face:
-    d = dice.between
-    skin = dice.color(SKINS, 0.04)
-    open_mouth = d(0.25, 0.9) if dice.chance(0.4) else 0.0
+def _face(rng: Rng) -> Face:
+    d = rng.between
+    skin = rng.color(SKINS, 0.04)
+    open_mouth = d(0.25, 0.9) if rng.chance(0.4) else 0.0
     return Face(
         width=d(0.69, 0.77), jaw=d(0.08, 0.28), chin=d(0.0, 0.06), cheeks=d(0.0, 0.05),
         nose_length=d(-0.02, 0.05), nose_width=d(0.7, 1.25), nose_height=d(0.75, 1.15),
@@ -221,15 +221,15 @@ def _face(dice: Dice) -> Face:
         eye_tilt=d(-0.05, 0.16), gaze=(d(-0.045, 0.045), d(-0.012, 0.012)),
         mouth_line=d(-0.52, -0.47), mouth_width=d(0.25, 0.32), lip_fullness=d(0.6, 1.15),
         mouth_open=open_mouth, smile=d(-0.3, 1.0),
-        stubble=d(0.2, 0.9) if dice.chance(0.25) else 0.0,
-        freckles=d(0.3, 1.0) if dice.chance(0.25) else 0.0, skin=skin,
+        stubble=d(0.2, 0.9) if rng.chance(0.25) else 0.0,
+        freckles=d(0.3, 1.0) if rng.chance(0.25) else 0.0, skin=skin,
         lips=(0.72 * skin + 0.28 * torch.tensor([d(0.6, 0.95), 0.12, d(0.15, 0.3)])) * d(0.8, 1.0),
-        iris=dice.color(IRISES, 0.05), hair=dice.color(HAIRS, 0.04), hairline=d(0.50, 0.68),
+        iris=rng.color(IRISES, 0.05), hair=rng.color(HAIRS, 0.04), hairline=d(0.50, 0.68),
     )
 
 
-def _hairstyle(dice: Dice) -> Hairstyle:
-    d = dice.between
+def _hairstyle(rng: Rng) -> Hairstyle:
+    d = rng.between
     kind = d(0, 1)
     if kind < 0.40:  # short
         return Hairstyle(d(0.2, 0.42), d(0.03, 0.1), d(-0.9, 0.9), d(0.1, 0.9), d(0, 0.12),
@@ -244,19 +244,19 @@ def _hairstyle(dice: Dice) -> Hairstyle:
                      gravity=0.6, strands=1300)
 
 
-def _person(dice: Dice, size_px: int) -> Cloud:
-    face, style = _face(dice), _hairstyle(dice)
+def _person(rng: Rng, size_px: int) -> Cloud:
+    face, style = _face(rng), _hairstyle(rng)
     spacing = 0.023 * min(1.0, 128 / size_px)
-    neck, cloth = dice.between(0.36, 0.44), torch.rand(3, generator=dice.generator) * 0.7 + 0.1
+    neck, cloth = rng.between(0.36, 0.44), torch.rand(3, generator=rng.generator) * 0.7 + 0.1
     parts = [
-        head_cloud(face, spacing, dice.generator),
+        head_cloud(face, spacing, rng.generator),
         _oval((0, -1, -0.22), (neck, 0.85, neck), 1.6 * spacing, 0.88 * face.skin),
         _oval((0, -2.15, -0.3), (1.45, 0.78, 0.62), 2.5 * spacing, cloth, BACKGROUND),
-        brow_cloud(face, dice.between(0.7, 1.5), dice.between(0.4, 1.2), dice.generator),
+        brow_cloud(face, rng.between(0.7, 1.5), rng.between(0.4, 1.2), rng.generator),
         *_ears(face, spacing),
     ]
-    if not dice.chance(0.06):
-        parts.append(hair_cloud(face, style, dice.generator))
+    if not rng.chance(0.06):
+        parts.append(hair_cloud(face, style, rng.generator))
     return Cloud.join(parts)
 
 
@@ -269,17 +269,17 @@ def _ears(face: Face, spacing: float) -> list[Cloud]:
                   0.95 * face.skin) for side in (-1.0, 1.0)]
 
 
-def _camera(dice: Dice, size_px: int) -> Camera:
-    yaw, pitch = dice.between(-0.5, 0.5), dice.between(-0.16, 0.2)
-    roll = dice.between(-0.07, 0.07)
-    target = dice.between(-0.06, 0.06), dice.between(-0.2, -0.06)
+def _camera(rng: Rng, size_px: int) -> Camera:
+    yaw, pitch = rng.between(-0.5, 0.5), rng.between(-0.16, 0.2)
+    roll = rng.between(-0.07, 0.07)
+    target = rng.between(-0.06, 0.06), rng.between(-0.2, -0.06)
     return look_at_head(yaw, pitch, roll, size_px=size_px, target=target,
-                        frame=dice.between(2.4, 2.75))
+                        frame=rng.between(2.4, 2.75))
 
 
-def _light(dice: Dice) -> Light:
-    ahead = normalize(torch.tensor([dice.between(-0.9, 0.9), dice.between(0.15, 0.9), 1.0]), dim=0)
-    warm, power = dice.between(-0.08, 0.12), dice.between(0.5, 0.75)
+def _light(rng: Rng) -> Light:
+    ahead = normalize(torch.tensor([rng.between(-0.9, 0.9), rng.between(0.15, 0.9), 1.0]), dim=0)
+    warm, power = rng.between(-0.08, 0.12), rng.between(0.5, 0.75)
     return Light(ahead, torch.tensor([1 + warm, 1.0, 1 - warm]), power)
 
 

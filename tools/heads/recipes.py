@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .person import Dice
+from .person import Rng
 
 
 @dataclass(frozen=True)
@@ -45,20 +45,20 @@ class Recipe:
 
 def draw_recipe(identity: int) -> Recipe:
     """The recipe of an identity; seven in ten keep the texture, the others lose part of it."""
-    dice = Dice(identity, "recipe")
-    d, geometric = dice.between, dice.geometric
-    textured = dice.chance(0.7)
+    rng = Rng(identity, "recipe")
+    d, geometric = rng.between, rng.geometric
+    textured = rng.chance(0.7)
     kind = d(0, 1)
     backdrop = ("white" if kind < 0.5 else "black" if kind < 0.6 else
                 "matte" if kind < 0.8 else "wall")
-    arc = geometric(18, 55) if dice.chance(0.8) else d(55, 90)
+    arc = geometric(18, 55) if rng.chance(0.8) else d(55, 90)
     views = min(16, max(4, round(arc / d(3.5, 10))))
     return Recipe(
         identity, views, arc, d(2, 18), size_px=(160, 192, 192, 224)[int(d(0, 4))],
         backdrop=backdrop,
         camera_error_deg=d(0, 0.12) if textured else geometric(0.05, 0.5),
         exposure=geometric(0.006, 0.045), leaks=geometric(0.5, 14), movement=d(0.1, 1.0),
-        moved_share=d(0.1, 0.5) if dice.chance(0.4) else 0.0,
+        moved_share=d(0.1, 0.5) if rng.chance(0.4) else 0.0,
         gaussians=round(geometric(6_000, 15_000) if textured else geometric(2_000, 6_000)),
         depth_error=geometric(0.01, 0.07), strays=geometric(0.03, 0.4),
         stray_radius=d(0.9, 1.8), stray_size=geometric(0.6, 2.0),
@@ -66,5 +66,15 @@ def draw_recipe(identity: int) -> Recipe:
         opacity=d(-1.5, 1.0),
         steps=round(geometric(280, 600) if textured else geometric(160, 420)),
         rate=geometric(0.7, 1.6), slope_rate=geometric(0.2, 1.6),
-        fade_rate=geometric(0.4, 1.2), floaters=round(geometric(8, 200)) if dice.chance(0.7) else 0,
-        settle=d(0.1, 0.5) if dice.chance(0.6) else 0.0, shrunk=dice.chance(0.75))
+        fade_rate=geometric(0.4, 1.2), floaters=round(geometric(8, 200)) if rng.chance(0.7) else 0,
+        settle=d(0.1, 0.5) if rng.chance(0.6) else 0.0, shrunk=rng.chance(0.75))
+
+
+def careful(recipe: Recipe) -> Recipe:
+    """The same head, captured and fitted with care: its renders are nearly right."""
+    d = Rng(recipe.identity, "careful").between
+    return replace(
+        recipe, views=16, arc_deg=min(recipe.arc_deg, d(15, 40)), camera_error_deg=d(0, 0.04),
+        exposure=d(0.002, 0.01), leaks=0.0, moved_share=0.0, gaussians=round(d(12_000, 18_000)),
+        depth_error=d(0.008, 0.02), strays=0.02, gaps=0, steps=round(d(600, 1100)),
+        rate=d(0.7, 1.1), settle=d(0.3, 0.5), fade_rate=1.0, floaters=0)

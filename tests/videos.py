@@ -1,4 +1,4 @@
-"""Short films made by FFmpeg's program, what is in a film, and stand-ins for a network."""
+"""Short videos made by FFmpeg's program, what is in a video, and stand-ins for a network."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def moving(count: int, size_px: int = 64, *, seed: int = 0, step_px: float = 1.5
     return np.stack([image[:, (at := round(step_px * n)):at + size_px] for n in range(count)])
 
 
-def make_film(path: Path, frames: np.ndarray, *arguments: str | Path,
+def make_video(path: Path, frames: np.ndarray, *arguments: str | Path,
               times: list[int] | None = None, base: Fraction = Fraction(1, 25),
               codec: str = "libx264", sound: str = "", matrix: str = "bt601", scale: str = "tv",
               pixels: str = "yuv420p", tags: str = "unknown:unknown:unknown:unknown") -> Path:
@@ -116,8 +116,8 @@ def set_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
     return path
 
 
-def read_film(path: Path) -> SimpleNamespace:
-    """All of a small film: frames (N, H, W, 3) as shown, seconds, streams, sound packets."""
+def read_video(path: Path) -> SimpleNamespace:
+    """All of a small video: frames (N, H, W, 3) as shown, seconds, streams, sound packets."""
     done = subprocess.run(
         [program(), "-nostdin", "-hide_banner", "-i", path, "-map", "0:V:0", "-vf",
          "showinfo,format=rgb24", "-sws_flags", "accurate_rnd+full_chroma_int", "-fps_mode",
