@@ -53,3 +53,9 @@ def test_shipped_enhancer_changes_a_head_alike_at_two_sizes(shipped, pairs):
     large = interpolate(small, scale_factor=2, mode="bicubic").clamp(0, 1)
     changes = [float((shipped.enhance(images) - images).abs().mean()) for images in (small, large)]
     assert max(changes) < SIZE_RATIO * min(changes)
+
+
+def test_shipped_enhancer_restores_in_half_precision_as_on_a_gpu(shipped, pairs):
+    degraded = pairs[0][:2]
+    half = load(dtype=torch.float16).enhance(degraded)
+    assert (half - shipped.enhance(degraded)).abs().max() < 0.02

@@ -7,13 +7,14 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import Mock, patch
 
+import numpy as np
 import pytest
 import torch
 from tiny import GOLDEN, keep_prompt, tiny_config, tiny_model, write_faces
 
 from splat_enhancer.data import pairs
 from splat_enhancer.images import write_png
-from tools import ablate, bench, gpu, true_shapes
+from tools import ablate, bench, gpu, train_shipped, true_shapes
 
 TOWER = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 SHAPES = {part: json.loads((GOLDEN / part / "config.json").read_text()) for part in ("unet", "vae")}
@@ -118,3 +119,17 @@ def test_ablation_goes_on_where_it_was(tmp_path, monkeypatch):
     table = run([ablate.BYPASSED])
     assert run([ablate.UNTRAINED]).items() > table.items()
     assert f"| {ablate.BYPASSED} |" in (tmp_path / "out" / "README.md").read_text("utf-8")
+
+
+def test_training_of_the_shipped_enhancer_bounds_the_unet_and_goes_on_where_it_was(tmp_path):
+    training = train_shipped.Training(tmp_path)
+    clean = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for seed in range(2):
+        training.update(clean**1.2, clean, 1e-2, np.random.default_rng(seed))
+    assert max(weight.norm() / limit for weight, limit in training.limits) < 1.001
+    training.save()
+    resumed = train_shipped.Training(tmp_path)
+    assert resumed.step == 2
+    for name, weight in training.parameters.items():
+        assert torch.equal(weight, resumed.parameters[name])
+        assert torch.equal(training.average[name], resumed.average[name])

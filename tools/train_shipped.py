@@ -48,7 +48,7 @@ from splat_enhancer.model.export import SHIPPED, export, load
 from tools.build_base import SCHEDULER, TEXT_WIDTH, write_text_encoder
 
 CONFIG = Config(train_base="full", blend="correction", timestep=249, weight_fit=0,
-                weight_synthetic=0.08, weight_novel_view=0.48, weight_wrong_detail=0.44,
+                weight_synthetic=0.07, weight_novel_view=0.42, weight_wrong_detail=0.51,
                 mixed_precision="no")
 SIZES = {96: 6, 128: 4}  # side of the squares of a step: how many of them
 ZOOMS = {1: 0.7, 2: 0.2, 4: 0.1}  # a head is to be changed alike at any size
@@ -58,6 +58,7 @@ PICTURE_SHARE, SQUARES = 0.3, 1600  # of the squares, from pictures without peop
 SYNTHETIC_EACH = 4  # so many of those have a synthetic degradation, the others wrong detail
 LEARNING_RATE, WARM_S = 3e-4, 60  # at most; seconds to reach it
 RATE_FACTORS = {r"unet": 2.0, r"vae\.decoder\.conv_out": 0.5, r"(?!unet|vae\.decoder\.conv_out)": 1}
+MILD = 0.03  # a picture with a smaller error counts for more: what is nearly right is to stay so
 FLAT, FLAT_WEIGHT = 0.03, 3.0  # where the truth varies by less, an error weighs so much more
 SQUARED, PERCEPTUAL = 20.0, 8.0  # weights beside the mean absolute error; of ST-LPIPS-VGG
 LATENT = 0.1  # of the UNet's error, as a share of what it has to repair
@@ -295,16 +296,17 @@ class Training:
         error = restored - clean
         low, high = (max_pool2d(sign * clean, 5, 1, 2) for sign in (-1, 1))
         flat = (low + high).amax(1, keepdim=True) < FLAT
-        weight = 1 + FLAT_WEIGHT * flat
+        milder = MILD / (0.01 + (degraded - clean).abs().mean((1, 2, 3)))  # (B,)
+        weight = milder.view(-1, 1, 1, 1) * (1 + FLAT_WEIGHT * flat)
         losses = {"l1": (weight * error.abs()).mean(), "l2": (weight * error.square()).mean()}
         own = (latent.detach() - latent) / math.sqrt(self.model.alpha_bar)  # the encoder learns not
         losses["latent"] = (restored_latent + own - clean_latent).square().mean() / \
             (latent.detach() - clean_latent).square().mean()  # to be easy for the UNet
         top, left = rng.integers(0, clean.shape[2] - 63, size=2)
         square = slice(4), slice(None), slice(top, top + 64), slice(left, left + 64)
-        losses["stlpips"] = perceptual_distances(
+        losses["stlpips"] = (milder[:4] * perceptual_distances(
             self.vgg, restored[square], clean[square], dtype=torch.bfloat16,
-            terms=("lpips",))["lpips"].mean()
+            terms=("lpips",))["lpips"]).mean()
         self.optimizer.zero_grad()
         (losses["l1"] + SQUARED * losses["l2"] + PERCEPTUAL * losses["stlpips"]
          + LATENT * losses["latent"]).backward()
