@@ -125,9 +125,9 @@ class RealESRGAN:
         if (file := WORK / "rivals" / f"{name}.npy").exists():
             return torch.from_numpy(np.load(file))
         large = []
-        for image in degraded.numpy():
+        for image in degraded.contiguous().numpy():  # kept until it is read: ncnn copies nothing
             extractor = self.net.create_extractor()
-            extractor.input("data", ncnn.Mat(np.ascontiguousarray(image)))  # it copies nothing
+            extractor.input("data", ncnn.Mat(image))
             large.append(shrink(torch.from_numpy(np.array(extractor.extract("output")[1]))[None]
                                 .clamp(0, 1), degraded.shape[-1]))
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -162,8 +162,7 @@ def choose_unsharp_mask(measures: Measures) -> UnsharpMask:
     return min(CANDIDATES, key=lambda mask: measures(mask(degraded), clean)["stlpips_alex"].mean())
 
 
-def measure(pictures: Pictures, restored: dict[str, Tensor],
-            measures: Measures) -> dict[str, Any]:
+def measure(pictures: Pictures, restored: dict[str, Tensor], measures: Measures) -> dict[str, Any]:
     """Figures of one set: by method and metric the mean, its gain with interval, share worse."""
     before = measures(pictures.degraded, pictures.clean)
     figures: dict[str, Any] = {
@@ -260,8 +259,7 @@ def main() -> None:
             for method, model in models.items():
                 if method == "identity_unet" and not name.startswith("novel_view"):
                     continue
-                restored[method] = torch.cat(
-                    [model.enhance(part) for part in pictures.degraded.split(4)])
+                restored[method] = torch.cat([model.enhance(x) for x in pictures.degraded.split(4)])
             table["sets"][name] = figures = measure(pictures, restored, measures)
             before = old.get(name, {"input": {}})
             inputs = [np.array([f["input"].get(metric) for metric in figures["input"]], float)
