@@ -94,6 +94,16 @@ def test_a_moved_head_moves_eyes_and_mouth_alone():
 
 
 @needs_compiler
+def test_a_covered_head_has_the_shape_of_the_plain_one_and_the_colours_of_a_picture(tmp_path):
+    picture = str(tmp_path / "yellow.png")
+    Image.new("RGB", (160, 200), (255, 255, 0)).save(picture)
+    plain, covered = (wide_head(2_000_000, picture=file).cloud for file in ("", picture))
+    assert torch.equal(plain.means, covered.means)
+    blue = covered.colors[:, 2] - plain.colors[:, 2]
+    assert (blue <= 0).all() and blue.mean() < -0.1
+    assert (covered.colors[:, :2] >= plain.colors[:, :2]).float().mean() > 0.9
+
+
 def test_pairs_show_the_fit_and_the_truth_from_the_same_places():
     from tools.heads.fit import fit_head
     from tools.heads.pairs import render_pairs

@@ -75,8 +75,8 @@ def take_shots(recipe: Recipe) -> tuple[list[Shot], Cloud]:
     """The pictures that are fitted, and the true head's surface."""
     rng = Rng(recipe.identity, "shots")
     size_px, generator = recipe.size_px, rng.generator
-    head = wide_head(recipe.identity)
-    moved = wide_head(recipe.identity, recipe.movement) \
+    head = wide_head(recipe.identity, picture=recipe.picture)
+    moved = wide_head(recipe.identity, recipe.movement, recipe.picture) \
         if recipe.moved_share else head
     backdrop = draw_backdrop(recipe.backdrop, Rng(recipe.identity, "backdrop"), size_px)
     line = torch.linspace(-1, 1, size_px)

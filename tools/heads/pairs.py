@@ -1,8 +1,9 @@
 """Pairs that nobody painted: fitted heads seen from new views, and the true heads from there.
 
-    python -m tools.heads.pairs OUT --first 0 --count 400 --views 8
+    python -m tools.heads.pairs OUT --first 0 --count 400 --views 8 [--pictures *.png]
 
-One process makes a shard of 8 heads at a time; shards that are there are skipped.
+With --pictures each head wears the colours of one, for texture that no painted head has. One
+process makes a shard of 8 heads at a time; shards that are there are skipped.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import math
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -40,7 +42,7 @@ def render_pairs(recipe: Recipe, values: dict, size_px: int, views: int) -> dict
     rng = Rng(recipe.identity, "views")
     factor = 2 if recipe.shrunk or size_px < 192 else 1
     large_px = size_px * factor
-    head = wide_head(recipe.identity)
+    head = wide_head(recipe.identity, picture=recipe.picture)
     rows: dict[str, list] = defaultdict(list)
     for view in range(views):
         interpolated = view % 2 == 0
@@ -76,13 +78,14 @@ def render_pairs(recipe: Recipe, values: dict, size_px: int, views: int) -> dict
 
 
 def write_shard(path: Path, identities: range, size_px: int, views: int,
-                with_care: bool = False) -> None:
+                with_care: bool = False, pictures: Sequence[str] = ()) -> None:
     """Fit heads and write their pairs as one .npz file, atomically."""
     parts: list[dict] = []
     for identity in identities:
         started, recipe = time.time(), draw_recipe(identity)
         recipe = careful(recipe) if with_care else recipe
-        recipe = replace(recipe, size_px=max(recipe.size_px, size_px))
+        recipe = replace(recipe, size_px=max(recipe.size_px, size_px),
+                         picture=pictures[identity % len(pictures)] if pictures else "")
         rows = render_pairs(recipe, fit_head(recipe), size_px, views)
         rows["identity"] = np.full(views, identity)
         rows["recipe"] = np.full(views, json.dumps(asdict(recipe)))
@@ -105,6 +108,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=12)
     parser.add_argument("--size-px", type=int, default=128)
     parser.add_argument("--careful", action="store_true", help="nearly right renders")
+    parser.add_argument("--pictures", nargs="*", default=[], help="that cover the heads")
     args = parser.parse_args()
     torch.set_num_threads(1)  # of so little work, two threads make no more speed
     args.out.mkdir(parents=True, exist_ok=True)
@@ -112,7 +116,8 @@ def main() -> None:
         path = args.out / f"{args.prefix}_{first}.npz"
         if not path.exists():
             last = min(first + HEADS_PER_SHARD, args.first + args.count)
-            write_shard(path, range(first, last), args.size_px, args.views, args.careful)
+            write_shard(path, range(first, last), args.size_px, args.views, args.careful,
+                        args.pictures)
 
 
 def _shrink(image: Tensor, factor: int) -> Tensor:

@@ -19,7 +19,7 @@ from splat_enhancer.gaussians.rasterizer import Camera
 from .hair import Hairstyle, beard_cloud, brow_cloud, hair_cloud
 from .head import BACKGROUND, REGIONS, SKIN, Cloud, Face, ellipsoid_cloud, head_cloud
 from .rasterizer import rasterize
-from .surface import skin_detail, weave
+from .surface import cover, skin_detail, weave
 
 SKINS = [(0.96, 0.80, 0.70), (0.93, 0.73, 0.60), (0.86, 0.64, 0.50), (0.74, 0.52, 0.38),
          (0.58, 0.39, 0.28), (0.42, 0.28, 0.21), (0.32, 0.21, 0.16)]
@@ -159,12 +159,13 @@ def studio_wall(rng: Rng, size_px: int) -> Tensor:
     return (wall + glow * torch.exp(-5 * (x**2 + (y + 0.1) ** 2))).clamp(0, 1)
 
 
-def wide_head(seed: int, movement: float = 0.0) -> Head:
+def wide_head(seed: int, movement: float = 0.0, picture: str = "") -> Head:
     """A head of the wide variety.
 
     Args:
         seed: the identity.
         movement: 0 to 1, how far eyes, lids and mouth moved since the first picture was taken.
+        picture: a file that gives the colours, for texture that no painted head has.
     """
     rng = Rng(seed, "wide")
     d = rng.between
@@ -201,7 +202,8 @@ def wide_head(seed: int, movement: float = 0.0) -> Head:
     ahead = normalize(torch.tensor([d(-1.0, 1.0), d(0.0, 0.9), 1.0]), dim=0)
     warm, fill = d(-0.1, 0.14), d(0.2, 0.5)
     tint = torch.tensor([1 + warm, 1.0, 1 - warm])
-    return Head(Cloud.join(parts), Light(ahead, tint, d(0.95, 1.2) - fill, fill))
+    light, cloud = Light(ahead, tint, d(0.95, 1.2) - fill, fill), Cloud.join(parts)
+    return Head(cover(cloud, picture, Rng(seed, "cover")) if picture else cloud, light)
 
 
 def _cloth(rng: Rng) -> Tensor:

@@ -41,6 +41,7 @@ class Recipe:
     settle: float  # share of the steps, at their end, in which the rates fall to a tenth
     floaters: int  # added in the empty space that few cameras see
     shrunk: bool  # the render is drawn larger and shrunk, as the fitted pictures were
+    picture: str = ""  # that covers the head
 
 
 def draw_recipe(identity: int) -> Recipe:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import grid_sample, normalize
 
@@ -65,3 +67,18 @@ def weave(cloud: Cloud, rng: Rng) -> Cloud:
     tilt = torch.stack([noise(points, 5, generator) for _ in range(3)], 1)
     return replace(cloud, colors=(cloud.colors * shade[:, None]).clamp(0, 1),
                    normals=normalize(cloud.normals + 0.25 * tilt, dim=1))
+
+
+def cover(cloud: Cloud, file: str, rng: Rng) -> Cloud:
+    """A head in the colours of a square of a picture, wrapped around it and mirrored at the rim."""
+    picture, d = Image.open(file).convert("RGB"), rng.between
+    most = min(picture.size)
+    length = most * min(1.0, 200 / most) ** d(0, 1)
+    left, top = (d(0, side - length) for side in picture.size)
+    pixels = np.asarray(picture.resize((256, 256), Image.Resampling.BOX,
+                                       (left, top, left + length, top + length)))
+    texture = torch.tensor(pixels).permute(2, 0, 1)[None].float() / 255
+    place = torch.stack([angles(cloud.means)[0] / 2, -cloud.means[:, 1] / 1.5], 1)
+    colors = grid_sample(texture, place[None, None], mode="bilinear", align_corners=False,
+                         padding_mode="reflection")[0, :, 0].T
+    return replace(cloud, colors=cloud.colors.lerp(colors * d(0.9, 1.3), d(0.5, 1)))
