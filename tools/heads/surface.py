@@ -1,4 +1,4 @@
-"""What makes surfaces look less smooth: pores, folds and blotches of skin, the weave of clothes."""
+"""What makes surfaces less smooth: pores, folds, blotches of skin, weave of clothes, pictures."""
 
 from __future__ import annotations
 
