@@ -184,8 +184,8 @@ def test_what_is_not_finite_is_left_out_and_named_and_refused_where_it_is_most(t
     assert notes == ["left out: 4 of 40 Gaussians with numbers that cannot be drawn in x, "
                      "f_rest_5, scale_0, rot_0"]
     table["f_dc_1"][:30] = math.nan
-    assert "30 of 40 Gaussians" in (told := refusal(write(tmp_path / "a.ply", table)))
-    assert "f_dc_1" in told
+    assert "30 of 40 Gaussians" in (message := refusal(write(tmp_path / "a.ply", table)))
+    assert "f_dc_1" in message
     table = columns()
     table["f_dc_0"], table["f_dc_1"] = table["f_dc_0"] * 100 + 128, table["f_dc_1"] * 100 + 128
     assert "no harmonics" in refusal(write(tmp_path / "a.ply", table))
@@ -207,9 +207,9 @@ def test_a_file_cut_off_is_refused(tmp_path, form, lost):
                                      ("opacity", "scale_0", "scale_1", "scale_2"), ("f_rest_7",)])
 def test_columns_that_are_missing_are_named(tmp_path, missing):
     table = {name: values for name, values in columns(degree=1).items() if name not in missing}
-    told = refusal(write(tmp_path / "a.ply", table))
-    assert missing[0] in told or "0, 9, 24 or 45 columns" in told
-    assert ("a point cloud or a mesh" in told) == (len(missing) == 4)
+    message = refusal(write(tmp_path / "a.ply", table))
+    assert missing[0] in message or "0, 9, 24 or 45 columns" in message
+    assert ("a point cloud or a mesh" in message) == (len(missing) == 4)
 
 
 @pytest.mark.parametrize("count", ["0", "4000001", "9" * 40, "-5", "x", "3000000"])
@@ -231,7 +231,7 @@ def test_a_count_is_not_believed(tmp_path, count):
 def test_other_files_are_refused_by_name_with_what_to_do(tmp_path, content, word):
     path = tmp_path / "a.ply"
     path.write_bytes(content)
-    assert word in (told := refusal(path)) and "uncompressed .ply" in told
+    assert word in (message := refusal(path)) and "uncompressed .ply" in message
 
 
 @pytest.mark.parametrize("suffix", [".splat", ".ksplat", ".spz", ".sog"])

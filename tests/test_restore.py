@@ -47,7 +47,7 @@ def fill(folder, *files):
 
 
 def state(folder):
-    """Inode and content of every file: what was written anew has another."""
+    """Inode and content of every file: what was written again has another."""
     return {str(path): (path.stat().st_ino, path.read_bytes())
             for path in folder.rglob("*") if path.is_file()}
 

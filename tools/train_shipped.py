@@ -44,14 +44,13 @@ from splat_enhancer.losses.metrics import psnr
 from splat_enhancer.losses.perceptual import load_stlpips, perceptual_distances
 from splat_enhancer.model.enhancer import SplatEnhancer
 from splat_enhancer.model.export import SHIPPED, export, load
-from tools.build_base import SCHEDULER, TEXT_WIDTH, write_text_encoder
+from tools.build_base import HALF, SCHEDULER, TEXT_WIDTH, write_text_encoder
 
 CONFIG = Config(train_base="full", blend="correction", timestep=249, weight_fit=0,
                 weight_synthetic=0.1, weight_novel_view=0.6, weight_wrong_detail=0.3,
                 mixed_precision="no")
 SIZES = {96: 6, 128: 4}  # side of the squares of a step: how many of them
 ZOOMS = {1: 0.7, 2: 0.2, 4: 0.1}  # a head is to be changed alike at any size
-HALF = torch.backends.cpu.get_cpu_capability().startswith("AVX512")  # else bfloat16 is slower
 DTYPE = torch.bfloat16 if HALF else torch.float32  # of the perceptual loss
 STRENGTHS, LOG_S = (1.0, 0.6, 0.3), 480  # at which validation looks; seconds from one to the next
 MADE_SHARE = 0.4  # of the squares: from one clean picture, not a fit's view
@@ -339,7 +338,7 @@ class Training:
         partial.replace(self.folder / "state.safetensors")
 
     def take_shipped(self, strength: float) -> None:
-        """Go on from an export that was written at this strength; the optimiser begins anew."""
+        """Go on from an export that was written at this strength; the optimiser starts again."""
         shipped = dict(load().named_parameters())
         for name, parameter in self.parameters.items():
             is_last = name.startswith("vae.decoder.conv_out")

@@ -28,6 +28,7 @@ from splat_enhancer.degradation.wrong_detail import wrong_detail
 from splat_enhancer.gaussians.fit import underfit
 from splat_enhancer.losses.metrics import psnr
 from splat_enhancer.losses.perceptual import load_lpips, load_stlpips
+from tools.build_base import HALF
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED, OUT = ROOT.parent / "shared", ROOT / "results" / "transfer"
@@ -119,11 +120,11 @@ def train(mix: dict[str, float], pairs: dict[str, Pairs], steps: int) -> SmallUN
         clean, degraded = (torch.stack([pairs[k][side][i] for k, i in rows]) for side in (0, 1))
         if rng.random() < 0.5:
             clean, degraded = clean.flip(-1), degraded.flip(-1)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=HALF):
             restored = network(degraded)
         top, left = rng.integers(SIDE_PX - 63, size=2)
         crop = (..., slice(top, top + 64), slice(left, left + 64))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=HALF):
             perceptual = vgg(restored[crop], clean[crop], normalize=True).mean()
         loss = functional.l1_loss(restored, clean) + 0.1 * perceptual
         optimiser.zero_grad()

@@ -76,8 +76,8 @@ def _arguments(camera: Camera, channels: int, order: Tensor, inputs: list[Tensor
 
 def _padded(plane: Tensor) -> Tensor:
     """A copy that may be written PADDING floats beyond its end."""
-    room = torch.zeros(plane.numel() + PADDING)
-    copy = room[:plane.numel()].view(plane.shape)
+    padded = torch.zeros(plane.numel() + PADDING)
+    copy = padded[:plane.numel()].view(plane.shape)
     return copy.copy_(plane)
 
 
