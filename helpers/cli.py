@@ -213,7 +213,7 @@ def in_words(error: Exception) -> str:
         names = " and ".join(str(n) for n in (error.filename, error.filename2) if n is not None)
         return f"{names or 'a file'}: {error.strerror[0].lower()}{error.strerror[1:]}"
     if "Connection closed by peer" in str(error):  # of gloo, between launched processes
-        return "another process of this run has ended, and said why"
+        return "another process of this run has ended, and printed why"
     if isinstance(error, ValueError | OSError | RuntimeError | ArithmeticError | ImportError):
         return str(error) or type(error).__name__
     return f"unexpected {type(error).__name__} ({error}); the same with --debug shows where"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 GIB = 2**30
-T4_MIN_GIB = 12.0  # what the preset t4 needs, with room to spare (a T4 has 14.56)
+T4_MIN_GIB = 12.0  # what the preset t4 needs, with some to spare (a T4 has 14.56)
 DRIVE = Path("/content/drive")  # where Colab's own button mounts it, too
 HOMES = {"colab": Path("/content/splat_enhancer"), "kaggle": Path("/kaggle/working")}
 HOSTED_MISSING = {"lpips": "lpips==0.1.4", "stlpips-pytorch": "stlpips-pytorch==0.0.2"}

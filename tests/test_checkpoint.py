@@ -143,20 +143,20 @@ def test_a_folder_that_hangs_is_passed_over(tmp_path, monkeypatch, capsys):
 def test_twenty_kills_while_saving_lose_no_save_that_was_done(tmp_path):
     last = 0
     for kill in range(20):
-        told, telling = os.pipe()
+        reading, writing = os.pipe()
         if not (child := os.fork()):
             for step in range(last + 1, sys.maxsize):
                 save(replace(made(step), tensors={"a": torch.full((400_000,), float(step))}),
                      tmp_path)
-                os.write(telling, b".")
-        os.close(telling)
-        done = len(os.read(told, 1))  # the first save is through
+                os.write(writing, b".")
+        os.close(writing)
+        done = len(os.read(reading, 1))  # the first save is through
         time.sleep(kill % 7 * 0.008)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        while more := os.read(told, 4096):
+        while more := os.read(reading, 4096):
             done += len(more)
-        os.close(told)
+        os.close(reading)
         found = newest([tmp_path])
         assert found.step in (last + done, last + done + 1)
         assert torch.equal(found.tensors["a"], torch.full((400_000,), float(found.step)))

@@ -1,4 +1,4 @@
-"""Settings: presets, changes, JSON, and what is refused by name."""
+"""Settings: presets, changes, JSON, and which are errors, by name."""
 
 import dataclasses
 import subprocess

@@ -1,6 +1,6 @@
 """Today's tree gives the values of the tree before version 0.2.0: see fixtures/golden_values.
 
-`pytest -s` prints which results are bit-equal; what is asserted leaves room for other CPUs.
+`pytest -s` prints which results are bit-equal; what is asserted allows for other CPUs.
 """
 
 import hashlib

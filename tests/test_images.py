@@ -1,4 +1,4 @@
-"""What a picture file says of its pixels is respected; what cannot be read is refused by name."""
+"""What a picture file says of its pixels is respected; what cannot be read is an error."""
 
 from io import BytesIO
 

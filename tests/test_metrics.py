@@ -1,4 +1,4 @@
-"""Each metric equals its library, regions add up to the whole, the unmeasurable is refused."""
+"""Each metric equals its library, regions add up to the whole, the unmeasurable is an error."""
 
 import math
 

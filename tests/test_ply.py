@@ -1,4 +1,4 @@
-"""Trained scenes on disk: every form of `.ply`, what other writers mean, and what is refused."""
+"""Trained scenes on disk: every form of `.ply`, what other writers mean, and what is an error."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ TOGETHER = {
     "begun": (FOUR, 2),  # one process goes on with it
     "ended": (FOUR, 4),  # one process began it
     "cut": (FOUR, 2), "cut ": (FOUR, 4),  # the same folder: two go on with what two began
-    # One process has no room for its second batch, which is smaller than the other's
+    # One process has no memory for its second batch, which is smaller than the other's
     "uneven": ({"train_batch_size": 3, "gradient_accumulation_steps": 2, "max_train_steps": 2}, 2),
     "stopped": (FOUR, 4)}  # one is asked to stop in its second step
 

@@ -96,7 +96,7 @@ def test_what_is_done_is_skipped_and_what_changed_is_done_again_in_its_place(fol
     before, again = state(folder), run(Brighter(9), folder)
     assert state(folder) == before
     assert [name for name, one in again.items() if not one.skipped] == ["broken.png"]
-    assert again["rgba.png"].repaired == pytest.approx(1, abs=0.1)  # told again
+    assert again["rgba.png"].repaired == pytest.approx(1, abs=0.1)  # reported again
     os.utime(folder / "rgba.png", (1, 1))
     Image.fromarray(pattern(1)).save(folder / "ink.jpg")
     (folder / "turned_restored.png").unlink()
@@ -183,9 +183,9 @@ def test_a_folder_is_walked_without_results_hidden_files_links_and_other_kinds(t
         "a.jpg", "b.PNG", "gone.webp", "grandma_restored/1.png", "m.mov", "p.ply.gz", "sub/c.tif",
         "z.ply"]
     assert [item.kind for item in found][4:6] == ["video", "splat"]
-    said = capsys.readouterr().out
-    assert "1 results of ours" in said and "2 files of other kinds" in said
-    assert "1 linked folders" in said
+    message = capsys.readouterr().out
+    assert "1 results of ours" in message and "2 files of other kinds" in message
+    assert "1 linked folders" in message
 
 
 def test_files_patterns_and_lists_keep_their_tree(tmp_path, monkeypatch):
@@ -208,12 +208,12 @@ def test_files_patterns_and_lists_keep_their_tree(tmp_path, monkeypatch):
     assert names("~/two") == ["deep/y.jpg", "x.png"] and names("../two/x.png") == ["x.png"]
 
 
-@pytest.mark.parametrize(("files", "said"), [
+@pytest.mark.parametrize(("files", "message"), [
     ([], "an empty folder"), (["b.txt", "c.heic"], "2 files of other kinds")])
-def test_a_folder_with_nothing_to_restore_is_refused_and_says_what_is_in_it(tmp_path, files, said):
-    with pytest.raises(ValueError, match=r"expected pictures, videos or splats \(\.jpg") as told:
+def test_a_folder_with_nothing_to_restore_is_an_error_with_what_is_in_it(tmp_path, files, message):
+    with pytest.raises(ValueError, match=r"expected pictures, videos or splats \(\.jpg") as error:
         find(fill(tmp_path, *files))
-    assert f"got {said}" in str(told.value)
+    assert f"got {message}" in str(error.value)
     with pytest.raises(ValueError, match=r"no\.png: expected a file, a folder, or a pattern"):
         find([tmp_path / "no.png"])
 
@@ -286,11 +286,11 @@ def test_whatever_holds_a_picture_comes_back_as_the_same_kind(folder):
     assert torch.equal(many[2], tensor) and restore(model, []) == []
 
 
-@pytest.mark.parametrize(("wrong", "said"), [
+@pytest.mark.parametrize(("wrong", "message"), [
     (torch.zeros(1, 8, 8), r"\(C, H, W\)"), (np.zeros((3, 8, 8)), r"\(H, W, C\)"), (7, "got int"),
     ("no/such.png", "check the path"), (np.zeros((8, 8, 3), object), "an array of object")])
-def test_what_is_no_picture_is_refused(wrong, said):
-    with pytest.raises(ValueError, match=said):
+def test_what_is_no_picture_is_an_error(wrong, message):
+    with pytest.raises(ValueError, match=message):
         restore(Brighter(), wrong)
 
 

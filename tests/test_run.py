@@ -1,4 +1,4 @@
-"""A run: trained, resumed, exported, tuned; what is kept for it and what is refused."""
+"""A run: trained, resumed, exported, tuned; what is kept for it and what is an error."""
 
 from __future__ import annotations
 

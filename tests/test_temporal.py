@@ -1,4 +1,4 @@
-"""Less flicker along the flow, cuts that start anew, and off means off."""
+"""Less flicker along the flow, cuts that start again, and off means off."""
 
 from __future__ import annotations
 

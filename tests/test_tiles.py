@@ -78,13 +78,13 @@ def test_tiles_lie_where_a_halving_network_sees_the_same_pixels_together():
     ((100, 128), 3, [(3, 3, 128, 128)]), ((90, 160), 2, [(2, 3, 96, 128)] * 2),
     ((192, 192), 1, [(1, 3, 128, 128)] * 4)])
 def test_restored_are_only_as_many_tiles_as_it_takes_and_progress_is_told(size, count, shapes):
-    seen, told = [], []
+    seen, reports = [], []
 
     def restore(tiles):
         seen.append(tuple(tiles.shape))
         return tiles
-    restore_in_tiles(restore, draw(*size, count), **SMALL, progress=lambda *n: told.append(n))
-    assert seen == shapes and told == [(i + 1, len(shapes)) for i in range(len(shapes))]
+    restore_in_tiles(restore, draw(*size, count), **SMALL, progress=lambda *n: reports.append(n))
+    assert seen == shapes and reports == [(i + 1, len(shapes)) for i in range(len(shapes))]
 
 
 def test_image_of_one_tile_is_bit_equal_to_the_restored_padded_image():

@@ -24,7 +24,7 @@ from splat_enhancer.training.drive import DriveCopy
 from splat_enhancer.training.train import default_training_step, learning_rate_at, training_batch
 from splat_enhancer.training.trainer import MASK_FACTOR, Trainer
 
-ROOM = "CUDA out of memory. Tried to allocate 2.00 GiB"
+NO_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB"
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_out_of_memory_repeats_the_step_with_gradient_checkpointing(config, data
 
     def full(losses):
         def fail(*_):
-            raise torch.OutOfMemoryError(ROOM)
+            raise torch.OutOfMemoryError(NO_MEMORY)
         kept.append(weakref.ref(losses["total"]))
         if not in_backward:
             fail()
@@ -244,7 +244,7 @@ def test_out_of_memory_repeats_the_step_with_gradient_checkpointing(config, data
     ("on", "halve train_batch_size")])
 def test_what_does_not_fit_at_all_ends_with_a_remedy(config, data, tmp_path, setting, remedy):
     def full(_):
-        raise torch.OutOfMemoryError(ROOM)
+        raise torch.OutOfMemoryError(NO_MEMORY)
     config = config.replace(gradient_checkpointing=setting)
     with pytest.raises(torch.OutOfMemoryError, match=f"room for step 2, .*{remedy}"):
         train_some(config, data, tmp_path, training_step=step_at({2, 3}, full))

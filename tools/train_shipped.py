@@ -47,22 +47,24 @@ from splat_enhancer.model.export import SHIPPED, export, load
 from tools.build_base import HALF, SCHEDULER, TEXT_WIDTH, write_text_encoder
 
 CONFIG = Config(train_base="full", blend="correction", timestep=249, weight_fit=0,
-                weight_synthetic=0.1, weight_novel_view=0.6, weight_wrong_detail=0.3,
+                weight_synthetic=0.13, weight_novel_view=0.6, weight_wrong_detail=0.27,
                 mixed_precision="no")
 SIZES = {96: 6, 128: 4}  # side of the squares of a step: how many of them
 ZOOMS = {1: 0.7, 2: 0.2, 4: 0.1}  # a head is to be changed alike at any size
 DTYPE = torch.bfloat16 if HALF else torch.float32  # of the perceptual loss
-STRENGTHS, LOG_S = (1.0, 0.6, 0.3), 480  # at which validation looks; seconds from one to the next
+STRENGTHS, LOG_S = (1.0, 0.6, 0.3), 900  # at which validation looks; seconds from one to the next
 MADE_SHARE = 0.4  # of the squares: from one clean picture, not a fit's view
-SYNTHETIC_EACH = 4  # so many of those have a synthetic degradation, the others wrong detail
+SYNTHETIC_EACH = 3  # so many of those have a synthetic degradation, the others wrong detail
 LEARNING_RATE, WARM_S = 2e-4, 60  # at most; seconds to reach it
 RATE_FACTORS = {r"unet": 3.0, r"vae\.decoder\.conv_out": 0.5, r"(?!unet|vae\.decoder\.conv_out)": 1}
 MILD = 0.03  # a picture with a smaller error counts for more: what is nearly right is to stay so
 FLAT, FLAT_WEIGHT = 0.03, 3.0  # where the truth varies by less, an error weighs so much more
 SQUARED, PERCEPTUAL = 20.0, 8.0  # weights beside the mean absolute error; of ST-LPIPS-VGG
-LATENT = 0.1  # of the UNet's error, as a share of what it has to repair
+LATENT = 0.2  # of the UNet's error, as a share of what it has to repair
+GIVEN_SHARE = 0.75  # of the steps: two squares teach the decoder to draw what the latent says
 AVERAGE_STEPS = 8  # after so many, processes average their weights
 AVERAGE, SEED = 0.999, 0  # running average of the weights, per step
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 SPOTS, SPOT_SHARE = 20, 0.4  # painted at most; of the squares that get some
 CLEAN_SHARE, MIXED_SHARE, MILD_SHARE, COLOR_SHARE = 0.05, 0.15, 0.2, 0.5
 
@@ -207,7 +209,12 @@ class EvenNorms:
 
 
 class TrainedEncoder(SplatEnhancer):
-    """The enhancer with an encoder that learns, too; it keeps the UNet's input and output."""
+    """The enhancer with an encoder that learns, too; it keeps the UNet's input and output.
+
+    With `given` set, the decoder draws the last two pictures from it and from the input's latent.
+    """
+
+    given: Tensor | None = None
 
     def _encode(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         self.latent, features = SplatEnhancer._encode.__wrapped__(self, images)
@@ -215,6 +222,8 @@ class TrainedEncoder(SplatEnhancer):
 
     def _decode(self, latent: Tensor, features: list[Tensor], skip_scale: Tensor) -> Tensor:
         self.restored_latent = latent
+        if self.training and self.given is not None:
+            latent = torch.cat([latent[:-2], self.given[-2:-1], self.latent[-1:]])
         return super()._decode(latent, features, skip_scale)
 
 
@@ -265,11 +274,14 @@ class Training:
         """One step of AdamW on one batch."""
         degraded = degraded.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=HALF):
-            restored = self.model.train()(degraded)
-            latent, restored_latent = self.model.latent, self.model.restored_latent
             with torch.no_grad():
                 clean_latent, _ = self.model._encode(clean)
+            self.model.given = clean_latent if rng.random() < GIVEN_SHARE else None
+            restored = self.model.train()(degraded)
+            latent, restored_latent = self.model.latent, self.model.restored_latent
         error = restored - clean
+        if self.model.given is not None:
+            error = torch.cat([error[:-1], (restored - degraded)[-1:]])
         low, high = (max_pool2d(sign * clean, 5, 1, 2) for sign in (-1, 1))
         flat = (low + high).amax(1, keepdim=True) < FLAT
         milder = MILD / (0.01 + (degraded - clean).abs().mean((1, 2, 3)))  # (B,)
@@ -329,9 +341,7 @@ class Training:
         tensors = {f"weights/{name}": p.detach() for name, p in self.parameters.items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
         for name, parameter in self.parameters.items():
-            kept = self.optimizer.state.get(parameter, {})
-            tensors |= {f"{key}/{name}": kept[key] for key in ("exp_avg", "exp_avg_sq")
-                        if key in kept}
+            tensors |= {f"{key}/{name}": self.optimizer.state[parameter][key] for key in MOMENTS}
         partial = self.folder / "state.partial"
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial,
                   {"step": str(self.step), "seconds": str(self.seconds)})
@@ -355,11 +365,8 @@ class Training:
         for name, parameter in self.parameters.items():
             parameter.data.copy_(tensors[f"weights/{name}"])
             self.average[name].copy_(tensors[f"average/{name}"])
-            if f"exp_avg/{name}" in tensors:  # a committed state has none
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(self.step)),
-                    **{key: tensors[f"{key}/{name}"].clone().contiguous(
-                        memory_format=torch.preserve_format) for key in ("exp_avg", "exp_avg_sq")}}
+            self.optimizer.state[parameter] = {"step": torch.tensor(float(self.step))} | {
+                key: torch.empty_like(parameter).copy_(tensors[f"{key}/{name}"]) for key in MOMENTS}
 
 
 class Validation:
@@ -369,8 +376,8 @@ class Validation:
         self.alex, self.sets = load_stlpips("alex"), {}
         for file in files:
             with np.load(file) as content:
-                degraded, clean = content["degraded"], content["clean"]
-                inside = content.get("interpolated", np.ones(len(clean), bool))
+                degraded, clean, inside = (
+                    content[name] for name in ("degraded", "clean", "interpolated"))
             for name, kind in (("interpolated", inside), ("extrapolated", ~inside)):
                 chosen = np.flatnonzero(kind)
                 chosen = chosen[:: max(1, len(chosen) // count)][:count]
@@ -411,19 +418,14 @@ def train(training: Training, shards: Shards, validation: Validation, minutes: f
         done = min(1.0, spent / (60 * minutes))
         left = (minutes - spent / 60) / decay_minutes if decay_minutes else 1.0
         rate = LEARNING_RATE * min(1.0, (spent + 1) / WARM_S, max(0.02, left))
-        side = list(SIZES)[int(rng.random() < 0.5)]
+        side = list(SIZES)[training.step % 2]  # the same in all processes: none waits long
         pair = augment(*shards.draw(rng, side, SIZES[side]), rng)
         training.update(*pair, rate, rng)
         if ranks > 1 and training.step % AVERAGE_STEPS == 0:
             done = training.average_processes(done)
         elif ranks > 1:
             continue
-        now = time.monotonic()
-        if rank:
-            if done == 1:
-                return
-            continue
-        if now > due or done == 1:
+        if not rank and (time.monotonic() > due or done == 1):
             training.seconds += ranks * (time.process_time() - used)
             used = time.process_time()
             with training.averaged() as model:
@@ -507,8 +509,7 @@ def main() -> None:
     parser.add_argument("--decay-minutes", type=float, default=0, help="the last of them")
     parser.add_argument("--shipped", action="store_true", help="begin with the shipped weights")
     parser.add_argument("--export", type=Path, help="helpers/assets: write base and enhancer")
-    parser.add_argument("--strength", type=float, default=1.0,
-                        help="of the exported correction, chosen on validation pictures")
+    parser.add_argument("--strength", type=float, default=1.0, help="of the exported correction")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if ranks := int(os.environ.get("WORLD_SIZE", 0)):

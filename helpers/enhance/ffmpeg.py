@@ -177,7 +177,7 @@ def read_frames(video: Video, notes: list[str]) -> Iterator[tuple[int, np.ndarra
     with process:
         try:
             while len(content := process.stdout.read(width * height * 3)) == width * height * 3:
-                text, size = times.get() or ("NOPTS", "none")  # said before the frame came
+                text, size = times.get() or ("NOPTS", "none")  # printed before the frame came
                 if size != f"{width}x{height}":
                     raise ValueError(f"{video.path.name}: expected {width}x{height} px "
                                      f"throughout, got {size}; scale it")

@@ -48,7 +48,7 @@ def find(inputs: str | Path | Sequence[str | Path], output: Path | None = None, 
         inputs: a file, a folder (with all below it), a pattern such as `renders/**/*.png`, or
             several of these.
         output: the folder of the results; it is left out.
-        say: told in the end what was left out; None for nobody.
+        say: called in the end with what was left out; None: nobody is.
 
     Raises:
         ValueError: something that is not there, or nothing that can be restored.

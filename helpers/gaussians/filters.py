@@ -1,4 +1,4 @@
-"""Image operations without chance, on batches (B, C, H, W); lengths are pixels unless said."""
+"""Deterministic image operations on batches (B, C, H, W); lengths are pixels unless stated."""
 
 from __future__ import annotations
 

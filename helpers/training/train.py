@@ -190,7 +190,7 @@ def resume(config: Config, model: SplatEnhancer, folder: Path, drive: Path | Non
 @contextmanager
 def _saving(trainer: Trainer, folder: Path, copy: DriveCopy, group: Processes,
             ) -> Iterator[Callable[[], None]]:
-    """Save now (what cannot be saved is said before hours of training), when due, and at the end.
+    """Save now (what cannot be saved fails before hours of training), when due, and at the end.
 
     A full disk does not stop a run: the next save tries again. Other processes save nothing.
     """

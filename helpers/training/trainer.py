@@ -130,7 +130,7 @@ class Trainer:
                       work: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Do the work of a step; where it does not fit, once more with gradient checkpointing.
 
-        Of several processes all do the same: where one has no room, all take the step again.
+        Of several processes all do the same: where one has no memory, all take the step again.
         """
         while True:
             losses = None
