@@ -256,7 +256,7 @@ def main() -> None:
                 full = esrgan(name, pictures.degraded)
                 restored |= {"esrgan": full, "esrgan_half": (full + pictures.degraded) / 2}
             for method, model in models.items():
-                if method != "identity_unet" or name.startswith("novel_view"):
+                if method != "identity_unet" or name.startswith(("novel", "real")):
                     restored[method] = torch.cat(
                         [model.enhance(part) for part in pictures.degraded.split(4)])
             table["sets"][name] = figures = measure(pictures, restored, measures)
