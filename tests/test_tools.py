@@ -133,3 +133,22 @@ def test_training_of_the_shipped_enhancer_bounds_the_unet_and_goes_on_where_it_w
     for name, weight in training.parameters.items():
         assert torch.equal(weight, resumed.parameters[name])
         assert torch.equal(training.average[name], resumed.average[name])
+    resumed.norm = training.norm  # what bounds the gradient is measured again after a stop
+    for process in (training, resumed):
+        process.update(clean**1.2, clean, 1e-2, np.random.default_rng(2))
+    for name, weight in training.parameters.items():
+        torch.testing.assert_close(weight, resumed.parameters[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_decoder_draws_the_last_two_squares_from_given_latents_in_training_alone(tmp_path):
+    model = train_shipped.Training(tmp_path).model.train()
+    torch.nn.init.normal_(model.vae.decoder.conv_out.weight)  # at the start it draws nothing
+    degraded, clean = torch.rand(2, 4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = model(degraded)
+        model.given, _ = model._encode(clean)
+        given, (latent, features) = model(degraded), model._encode(degraded)
+        expected = degraded + model._decode(latent, features, torch.ones(4))
+        assert torch.equal(given[:2], plain[:2]) and not torch.equal(given[2], plain[2])
+        torch.testing.assert_close(given[3], expected[3])
+        torch.testing.assert_close(model.eval()(degraded), plain)
