@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from splat_enhancer.config import PRESETS, Config, DegradationConfig, preset
+from splat_enhancer.config import PAIR_KINDS, PRESETS, Config, DegradationConfig, preset
 
 DEMO = preset("demo")
 
@@ -72,7 +72,7 @@ def test_unknown_field_names_those_near_it(name, near):
     ({"degradation.eyes": 2}, "degradation.eyes: expected float from 0 to 1, got 2"),
     ({"degradation.eyes": "x"}, "degradation.eyes: expected float, got 'x'"),
     ({"weight_own": 0.5}, "own_pairs: expected a folder, since weight_own is above 0"),
-    (dict.fromkeys(("weight_synthetic", "weight_fit", "weight_novel_view"), 0), "all 0"),
+    ({f"weight_{kind}": 0 for kind in PAIR_KINDS}, "all 0"),
     (dict.fromkeys(("lambda_l1", "lambda_lpips", "lambda_gram", "lambda_clipsim"), 0), "all 0")])
 def test_bad_value_is_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
@@ -93,7 +93,7 @@ def test_missing_field_of_a_saved_config_is_the_presets():
 # One setting has one meaning: the notebook's form and a flag of the command line set this field
 @pytest.mark.parametrize(("weights", "share"), [
     ({"weight_own": 0.5}, 0.5 / 1.5), ({"weight_own": 1.0}, 0.5),
-    ({"weight_own": 0.5, "weight_synthetic": 0.0, "weight_fit": 0.0, "weight_novel_view": 0.0}, 1)])
+    ({f"weight_{kind}": float(kind == "own") for kind in PAIR_KINDS}, 1)])
 def test_weight_of_own_pairs_is_relative_to_the_sum(weights, share):
     weights = DEMO.replace(own_pairs="folder", **weights).pair_weights
     assert weights["own"] == pytest.approx(share) and sum(weights.values()) == pytest.approx(1)

@@ -38,7 +38,8 @@ def write_novel_views(folder, identities=3):
 def config(tmp_path, monkeypatch):
     monkeypatch.setattr(pairs_module, "NOVEL_VIEWS", write_novel_views(tmp_path / "novel_view"))
     return settings(write_photographs(tmp_path / "photos"), degradation=QUICK, fit_samples=2,
-                    weight_synthetic=0.25, weight_fit=0.15, weight_novel_view=0.6)
+                    weight_synthetic=0.25, weight_wrong_detail=0.0, weight_fit=0.15,
+                    weight_novel_view=0.6)
 
 
 @pytest.fixture
@@ -144,8 +145,8 @@ def write_own(folder, renders, photos, **options):
 
 def prepare_own(folder, tmp_path, **changes):
     """The own pairs of a folder, read in random order by row."""
-    config = settings(tmp_path / "photos", weight_synthetic=0, weight_fit=0, weight_novel_view=0,
-                      weight_own=1.0, own_pairs=str(folder), **changes)
+    config = settings(tmp_path / "photos", weight_synthetic=0, weight_wrong_detail=0, weight_fit=0,
+                      weight_novel_view=0, weight_own=1.0, own_pairs=str(folder), **changes)
     return pairs_module.prepare_own(config, tmp_path / "data")
 
 

@@ -31,7 +31,8 @@ DEGRADATION = DegradationConfig(**dict.fromkeys((
     "blocks", "ghosting"), 0.0), noise=0.3)
 TINY: dict[str, Any] = {
     "resolution": 64, "max_train_samples": 6, "max_test_samples": 2, "degradation": DEGRADATION,
-    "weight_synthetic": 1.0, "weight_fit": 0.0, "weight_novel_view": 0.0,
+    "weight_synthetic": 1.0, "weight_wrong_detail": 0.0, "weight_fit": 0.0,
+    "weight_novel_view": 0.0,
     "pretrained_model_name_or_path": str(GOLDEN), "lambda_lpips": 0.0, "lpips_weights": "random",
     "blend": "mask", "train_batch_size": 1, "max_train_steps": 6, "learning_rate": 1e-3,
     "lr_warmup_steps": 2, "skip_learning_rate_factor": 1.0, "run_name": "test",

@@ -23,7 +23,7 @@ from splat_enhancer.model.enhancer import SplatEnhancer
 
 FOLDER = Path(__file__).resolve().parents[1] / "results" / "enhancer"
 SIDE_PX, TITLE_PX, GAP_PX = 288, 26, 6
-ROWS = [0, 51, 18]  # of the test pairs: at the quartiles of the gain
+ROWS = [0, 62, 50]  # of the test pairs: at the quartiles of the gain
 VIEWS, ARC_DEG = 20, 90.0  # of the turning head, there and back
 
 

@@ -50,7 +50,7 @@ CONFIG = Config(train_base="full", blend="correction", timestep=249, weight_fit=
                 weight_synthetic=0.13, weight_novel_view=0.6, weight_wrong_detail=0.27,
                 mixed_precision="no")
 SIZES = {96: 6, 128: 4}  # side of the squares of a step: how many of them
-ZOOMS = {1: 0.7, 2: 0.2, 4: 0.1}  # a head is to be changed alike at any size
+ZOOMS = {1: 0.62, 2: 0.25, 4: 0.13}  # a head is to be changed alike at any size
 DTYPE = torch.bfloat16 if HALF else torch.float32  # of the perceptual loss
 STRENGTHS, LOG_S = (1.0, 0.6, 0.3), 900  # at which validation looks; seconds from one to the next
 MADE_SHARE = 0.4  # of the squares: from one clean picture, not a fit's view
@@ -58,6 +58,7 @@ SYNTHETIC_EACH = 3  # so many of those have a synthetic degradation, the others 
 LEARNING_RATE, WARM_S = 2e-4, 60  # at most; seconds to reach it
 RATE_FACTORS = {r"unet": 3.0, r"vae\.decoder\.conv_out": 0.5, r"(?!unet|vae\.decoder\.conv_out)": 1}
 MILD = 0.03  # a picture with a smaller error counts for more: what is nearly right is to stay so
+HARM = 1.0  # where the output is further from the truth than the input, that counts once more
 FLAT, FLAT_WEIGHT = 0.03, 3.0  # where the truth varies by less, an error weighs so much more
 SQUARED, PERCEPTUAL = 20.0, 8.0  # weights beside the mean absolute error; of ST-LPIPS-VGG
 LATENT = 0.2  # of the UNet's error, as a share of what it has to repair
@@ -279,14 +280,15 @@ class Training:
             self.model.given = clean_latent if rng.random() < GIVEN_SHARE else None
             restored = self.model.train()(degraded)
             latent, restored_latent = self.model.latent, self.model.restored_latent
-        error = restored - clean
-        if self.model.given is not None:
-            error = torch.cat([error[:-1], (restored - degraded)[-1:]])
+        target = clean if self.model.given is None else torch.cat([clean[:-1], degraded[-1:]])
+        error = restored - target
+        harm = (error.abs() - (degraded - target).abs()).clamp(min=0)
         low, high = (max_pool2d(sign * clean, 5, 1, 2) for sign in (-1, 1))
         flat = (low + high).amax(1, keepdim=True) < FLAT
         milder = MILD / (0.01 + (degraded - clean).abs().mean((1, 2, 3)))  # (B,)
         weight = milder.view(-1, 1, 1, 1) * (1 + FLAT_WEIGHT * flat)
-        losses = {"l1": (weight * error.abs()).mean(), "l2": (weight * error.square()).mean()}
+        losses = {"l1": (weight * (error.abs() + HARM * harm)).mean(),
+                  "l2": (weight * error.square()).mean()}
         own = (latent.detach() - latent) / math.sqrt(self.model.alpha_bar)  # the encoder learns not
         losses["latent"] = (restored_latent + own - clean_latent).square().mean() / \
             (latent.detach() - clean_latent).square().mean()  # to be easy for the UNet

@@ -40,8 +40,8 @@ def tune(pairs: Path, work: Path, name: str) -> dict[str, object]:
     """Train on a folder of own pairs, and say what became of it."""
     config = preset("demo").replace(
         run_name=name, init_from="shipped", own_pairs=str(pairs), weight_own=1.0,
-        weight_synthetic=0.0, weight_fit=0.0, weight_novel_view=0.0, resolution=128,
-        own_held_out=0.25, validation_steps=10_000, **SETTINGS[name])
+        weight_synthetic=0.0, weight_wrong_detail=0.0, weight_fit=0.0, weight_novel_view=0.0,
+        resolution=128, own_held_out=0.25, validation_steps=10_000, **SETTINGS[name])
     run, started = Run(config, output_dir=work), time.monotonic()
     for _ in run.train():
         pass
