@@ -111,6 +111,6 @@ def test_every_form_field_has_the_meaning_of_its_config_field(tmp_path):
     config = config_from_form("demo", form)
     assert (config.run_name, config.seed, config.max_train_steps) == ("other", 3, 7)
     assert config.learning_rate == 0.002 and config.resolution == 256
-    assert config.pair_weights["own"] == pytest.approx(0.5 / (0.25 + 0.6 + 0.5))
+    assert config.pair_weights["own"] == pytest.approx(0.5 / (0.18 + 0.28 + 0.43 + 0.5))
     assert (config.degradation.strength, config.degradation.eyes) == (0.35, 0.25)
     assert config.degradation.holes == degradation_preset("heavy").holes
